@@ -1,0 +1,1 @@
+"""Locks from your database for celery (not built yet)."""

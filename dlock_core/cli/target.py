@@ -1,0 +1,131 @@
+"""Look at the database URL of a command before anything else happens.
+
+Whatever is wrong with it is said in one line and ends the command with status 2; a
+password never reaches the screen.
+"""
+
+from __future__ import annotations
+
+import re
+
+import click
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
+
+from dlock_core import LockError, LockProvider, LockTimeoutError
+
+__all__ = ["Refusal", "check_target", "parse_target", "shown", "without_password"]
+
+# What to install, and the scheme that then works, per SQLAlchemy backend name.
+_DRIVERS = {
+    "postgresql": ("postgresql", "postgresql+psycopg"),
+    "mysql": ("mysql", "mysql+pymysql"),
+    "mariadb": ("mysql", "mariadb+pymysql"),
+    "mssql": ("mssql", "mssql+pyodbc"),
+    "oracle": ("oracle", "oracle+oracledb"),
+}
+
+# Drivers take passwords in the query too, pyodbc a whole connection string.
+_SECRET = re.compile("pass|pwd|odbc_connect", re.IGNORECASE)
+
+
+class Refusal(click.ClickException):
+    """Say in one line why the command cannot start; exit status 2."""
+
+    exit_code = 2
+
+
+def parse_target(text: str) -> URL:
+    """Read a database URL that several processes of this machine can share.
+
+    Raises:
+        Refusal: it is no URL, or that of an in-memory database.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # SQLAlchemy's message repeats the text, and with it a password.
+        raise Refusal(
+            "this is not a database URL; expected e.g. postgresql+psycopg://user@host/db"
+        ) from None
+    if _in_memory(url):
+        raise Refusal(f"{shown(url)}: other processes cannot see an in-memory database")
+    return url
+
+
+def check_target(url: URL, *, key: str) -> None:
+    """Take and release `key` once, so that workers start only where locks work.
+
+    Raises:
+        Refusal: the dialect, driver, server or key cannot be used.
+    """
+    try:
+        if url.get_dialect().is_async:
+            raise Refusal(f"{shown(url)}: an async driver; give the URL of a sync one")
+        _take_once(url, key)
+    except LockTimeoutError:
+        raise Refusal(
+            f"someone else holds {key!r} on {shown(url)}; choose another with --key"
+        ) from None
+    except (SQLAlchemyError, LockError, ImportError, OSError) as error:
+        raise Refusal(_reason(url, error)) from None
+
+
+def shown(url: URL) -> str:
+    """Render a URL for the screen, its passwords hidden."""
+    hidden = {name: "***" for name in url.query if _SECRET.search(name)}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def without_password(url: URL, text: str) -> str:
+    """Hide the URL's passwords in a text that others wrote."""
+    secrets = [value for name, value in url.query.items() if _SECRET.search(name)]
+    for secret in filter(None, map(str, [url.password or "", *secrets])):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _in_memory(url: URL) -> bool:
+    if url.get_backend_name() != "sqlite":
+        return False
+    in_memory = ":memory:" in (url.database or ":memory:")
+    return in_memory or url.query.get("mode") == "memory"
+
+
+def _take_once(url: URL, key: str) -> None:
+    locks = LockProvider(url.render_as_string(hide_password=False))
+    try:
+        with locks.lock(key, timeout=0):
+            pass
+    finally:
+        locks.close()
+
+
+def _reason(url: URL, error: Exception) -> str:
+    match error:
+        case NoSuchModuleError():
+            return f"{shown(url)}: SQLAlchemy knows no dialect {url.drivername!r}"
+        case ModuleNotFoundError():
+            return f"{shown(url)}: {_missing_driver(url, error)}"
+        case DBAPIError():
+            return f"{shown(url)}: {_one_line(url, error.orig or error)}"
+        case _:
+            return f"{shown(url)}: {_one_line(url, error)}"
+
+
+def _missing_driver(url: URL, error: ModuleNotFoundError) -> str:
+    missing = f"the driver {error.name} is not installed"
+    if url.get_backend_name() not in _DRIVERS:
+        return missing
+    extra, scheme = _DRIVERS[url.get_backend_name()]
+    return f"{missing}; pip install 'dlock-suite[{extra}]' and use {scheme}://"
+
+
+def _one_line(url: URL, error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_password(url, text)

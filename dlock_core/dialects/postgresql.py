@@ -1,0 +1,165 @@
+"""PostgreSQL: session-level advisory locks on one signed 64-bit number per database.
+
+A session that ends, for whatever reason, frees its locks. Waiters are served first come, first
+served. https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+
+`pg_advisory_lock` that ends in an error (55P03 lock_timeout, 57014 cancelled) may all the same have
+been granted: the server's clean-up keeps a grant that raced with the error, and the session then
+holds it. So after any error of a wait we unlock once; a server that answers "not yours" only warns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from .. import keys
+from ..errors import DeadlockError, UnsafeEnvironmentError
+from .base import Capabilities, sqlstate
+
+if TYPE_CHECKING:
+    from ..keys import Key
+    from .base import Statements
+
+__all__ = ["PostgreSQL"]
+
+# Largest lock_timeout; longer waits are asked for again.
+MAX_MILLISECONDS = 2**31 - 1
+
+ABOUT = text("SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(), pg_catalog.version()")
+
+# Limits of the role or database that would end a waiter or an idle holder. Which of them exist
+# depends on the version. A dead waiter leaves the queue only when the server looks for its client.
+SETTINGS = text("""
+    SELECT count(pg_catalog.set_config(s.name, v.value, false))
+    FROM (VALUES ('statement_timeout', '0'), ('lock_timeout', '0'), ('transaction_timeout', '0'),
+                 ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
+                 ('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'),
+                 ('tcp_keepalives_count', '3'), ('application_name', :label)) AS v (name, value)
+    JOIN pg_catalog.pg_settings AS s USING (name)
+""")
+CHECK_CLIENT = text("SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)")
+
+TRY = text("""
+    SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(CAST(:name AS bigint))
+    THEN pg_catalog.set_config('application_name', :label, false) IS NOT NULL ELSE false END
+""")
+TRY_SHARED = text("""
+    SELECT CASE WHEN pg_catalog.pg_try_advisory_lock_shared(CAST(:name AS bigint))
+    THEN pg_catalog.set_config('application_name', :label, false) IS NOT NULL ELSE false END
+""")
+# CASE fixes the order: the limit is set, for this statement only, before the wait begins.
+WAIT = text("""
+    SELECT CASE WHEN pg_catalog.set_config('lock_timeout', :milliseconds, true) IS NOT NULL
+                 AND pg_catalog.set_config('application_name', :label, false) IS NOT NULL
+    THEN pg_catalog.pg_advisory_lock(CAST(:name AS bigint)) END
+""")
+WAIT_SHARED = text("""
+    SELECT CASE WHEN pg_catalog.set_config('lock_timeout', :milliseconds, true) IS NOT NULL
+                 AND pg_catalog.set_config('application_name', :label, false) IS NOT NULL
+    THEN pg_catalog.pg_advisory_lock_shared(CAST(:name AS bigint)) END
+""")
+UNLOCK = text("""
+    SELECT pg_catalog.pg_advisory_unlock(CAST(:name AS bigint)),
+           pg_catalog.set_config('application_name', :label, false)
+""")
+UNLOCK_SHARED = text("""
+    SELECT pg_catalog.pg_advisory_unlock_shared(CAST(:name AS bigint)),
+           pg_catalog.set_config('application_name', :label, false)
+""")
+
+INVALID_PARAMETER_VALUE = "22023"
+UNDEFINED_OBJECT = "42704"
+
+
+class PostgreSQL:
+    """Advisory locks, exclusive and shared."""
+
+    capabilities = Capabilities(
+        mechanism="session-level advisory lock",
+        shared=True,
+        server_waits=True,
+        detects_deadlocks=True,
+        across_machines=True,
+    )
+
+    def name(self, prefix: str, key: Key) -> int:
+        return keys.int64(prefix, key)
+
+    def guard(self, session: Statements, *, unsafe_ok: bool) -> bool:
+        pid, standby, version = session.first(ABOUT)
+        ours = _backend_pid(session.driver_connection)
+        direct = ours is None or ours == pid
+        if unsafe_ok:
+            return direct
+        if not direct:
+            raise UnsafeEnvironmentError(
+                "a connection pooler stands between us and PostgreSQL (the driver was promised backend "
+                f"{ours}, backend {pid} answers): in transaction pooling two clients would hold one lock. "
+                "Give the lock provider a URL of its own that reaches the server directly"
+            )
+        if standby:
+            raise UnsafeEnvironmentError(
+                "this PostgreSQL server is a standby: a lock here excludes nobody on the primary. "
+                "Give the lock provider the primary's URL (target_session_attrs=read-write)"
+            )
+        if "cockroach" in version.lower():
+            raise UnsafeEnvironmentError(
+                "this server is CockroachDB, whose advisory locks do nothing: use a PostgreSQL server for locks"
+            )
+        return True
+
+    def prepare(self, session: Statements, *, label: str) -> None:
+        session.first(SETTINGS, label=label)
+        try:
+            session.first(CHECK_CLIENT)
+        except DBAPIError as error:
+            # Before version 14, and on servers whose platform cannot tell that a client has gone.
+            if sqlstate(error) not in (UNDEFINED_OBJECT, INVALID_PARAMETER_VALUE):
+                raise
+
+    def acquire(
+        self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str
+    ) -> bool:
+        if timeout == 0:
+            attempt = TRY_SHARED if shared else TRY
+            return bool(session.first(attempt, name=name, label=label)[0])
+        wait = WAIT_SHARED if shared else WAIT
+        try:
+            session.first(wait, name=name, milliseconds=_milliseconds(timeout), label=label)
+        except DBAPIError as error:
+            return self._not_granted(session, name, shared, error)
+        return True
+
+    def _not_granted(self, session: Statements, name: int, shared: bool, error: DBAPIError) -> bool:
+        if error.connection_invalidated:
+            raise error
+        self.release(session, name, shared=shared, label="dlock")
+        match sqlstate(error):
+            case "55P03":  # lock_not_available
+                return False
+            case "40P01":  # deadlock_detected
+                raise DeadlockError("PostgreSQL chose this wait as the victim of a deadlock") from error
+            case _:
+                raise error
+
+    def release(self, session: Statements, name: int, *, shared: bool, label: str) -> bool:
+        unlock = UNLOCK_SHARED if shared else UNLOCK
+        return bool(session.first(unlock, name=name, label=label)[0])
+
+
+def _milliseconds(timeout: float | None) -> str:
+    """Round up: 0.4 ms would become 0, and 0 is for ever."""
+    return "0" if timeout is None else str(min(max(1, math.ceil(timeout * 1000)), MAX_MILLISECONDS))
+
+
+def _backend_pid(driver_connection: Any) -> int | None:
+    """Return the backend that the driver was promised at start; None when the driver does not tell."""
+    if hasattr(driver_connection, "get_server_pid"):
+        return int(driver_connection.get_server_pid())
+    info = getattr(driver_connection, "info", None)
+    pid = getattr(info, "backend_pid", None)
+    return None if pid is None else int(pid)

@@ -1,0 +1,317 @@
+"""Side files: one empty SQLite file per key, whose transactions are the locks.
+
+An exclusive lock is `BEGIN IMMEDIATE` on the key's file, the *gate*. Not `BEGIN EXCLUSIVE`: two
+single tries of it at one moment can refuse each other (measured: 14 of 3,000), and the lock would go
+to nobody. Readers lock a second file, `<name>.readers`, made when a key is first shared; a writer
+that finds one takes it with `BEGIN EXCLUSIVE` behind the gate, where no other writer is.
+
+- On a file that we may read but not write, SQLite silently begins a mere read transaction; the write
+  probe `PRAGMA user_version=1` fails there, and ROLLBACK undoes it: the file stays empty.
+- POSIX drops a file's locks as soon as *any* descriptor of it is closed in the holder's process. So
+  nobody but SQLite may open a side file, we ourselves included, and nobody may delete one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+import threading
+from collections import OrderedDict
+from secrets import token_hex
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from ..errors import LockConnectionError, LockLostError, UnsafeEnvironmentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .base import Session
+
+__all__ = ["SideFiles"]
+
+# Open files without a lock, kept for the next use of their keys.
+SPARE_FILES = 8
+
+GATE = ("BEGIN IMMEDIATE", "PRAGMA user_version=1")
+WRITER = ("BEGIN EXCLUSIVE", "PRAGMA user_version=1")
+# A read transaction locks nothing until it has read a table.
+READER = ("BEGIN", "SELECT count(*) FROM sqlite_master")
+
+# SQLite remembers per process which of its files are locked, and a forked child inherits that memory:
+# no fork may happen while a statement of ours changes it.
+_fork_guard = threading.Lock()
+os.register_at_fork(
+    before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_fork_guard.release
+)
+
+
+class SideFile:
+    """One open side file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity = _check_plain(path)
+        self._ready = False
+        try:
+            with _fork_guard:
+                self._connection = sqlite3.connect(
+                    f"file:{quote(str(path))}?mode=rw",
+                    uri=True,
+                    timeout=0,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+        except sqlite3.OperationalError as error:
+            raise _failure(path, error) from error
+
+    @property
+    def intact(self) -> bool:
+        """Whether the path still leads to the file that we opened; asked without opening it."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self.identity
+
+    def lock(self, statements: tuple[str, str]) -> bool:
+        """Try once."""
+        try:
+            with _fork_guard:
+                if not self._ready:  # no journal file beside the side file
+                    self._connection.execute("PRAGMA journal_mode=MEMORY")
+                    self._ready = True
+                for statement in statements:
+                    self._connection.execute(statement).fetchall()
+        except sqlite3.OperationalError as error:
+            self.unlock()
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                return False
+            raise _failure(self.path, error) from error
+        return True
+
+    def unlock(self) -> None:
+        with _fork_guard:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        with _fork_guard:
+            self._connection.close()
+
+
+class SideFiles:
+    """The folder of side files beside one database."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._folder = database.with_name(f"{database.name}.dlock")
+        self._mutex = threading.Lock()
+        self._spare: OrderedDict[str, SideFile] = OrderedDict()
+        self._lent: set[SideFile] = set()
+
+    def session(self) -> Session:
+        return SideFileSession(self)
+
+    def exists(self, name: str) -> bool:
+        return os.path.lexists(self._folder / name)
+
+    def take(self, name: str) -> SideFile:
+        """Open the side file of a name, made when it is new."""
+        with self._mutex:
+            file = self._spare.pop(name, None)
+            if file is not None and not file.intact:
+                file.close()
+                file = None
+            if file is None:
+                self._make(name)
+                file = SideFile(self._folder / name)
+            self._lent.add(file)
+            return file
+
+    def give(self, file: SideFile) -> None:
+        """Unlock a file and keep it open for the next use of its key."""
+        file.unlock()
+        with self._mutex:
+            self._lent.discard(file)
+            unwanted = self._spare.pop(file.path.name, None)
+            self._spare[file.path.name] = file
+            if unwanted is None and len(self._spare) > SPARE_FILES:
+                unwanted = self._spare.popitem(last=False)[1]
+        if unwanted is not None:
+            unwanted.close()
+
+    def drop(self, file: SideFile) -> None:
+        """Close a file; a lock on it is free."""
+        with self._mutex:
+            self._lent.discard(file)
+        file.close()
+
+    def _make(self, name: str) -> None:
+        """Make folder and file with the database's owner, group and mode."""
+        if self.exists(name):
+            return
+        try:
+            like = self._database.stat()
+            _make_folder(self._folder, like)
+            _make_file(self._folder / name, like)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise _failure(self._folder, error) from error
+            raise UnsafeEnvironmentError(
+                f"cannot make {name} in {self._folder}: {error.strerror}. SQLite's locks are files there: "
+                "let every user of the database write to that folder"
+            ) from error
+
+    def after_fork(self) -> None:
+        """Close the parent's side files in a child.
+
+        Their locks belong to the parent's process and stay. What must go is SQLite's own memory of
+        them, which would refuse this child the same keys for ever.
+        """
+        self._mutex = threading.Lock()
+        for file in [*self._lent, *self._spare.values()]:
+            file._connection.close()
+        self._lent.clear()
+        self._spare.clear()
+
+
+class SideFileSession:
+    """One holder of one key."""
+
+    fresh = True
+
+    def __init__(self, files: SideFiles) -> None:
+        self._files = files
+        self._pid = os.getpid()
+        self._held: list[SideFile] = []
+
+    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str) -> bool:  # noqa: ARG002
+        """Try once, whatever the timeout: SQLite has no queue."""
+        while True:
+            granted = self._read(name) if shared else self._write(name)
+            if all(file.intact for file in self._held):
+                return granted
+            self.end()  # somebody deleted or replaced a file: what we locked excludes nobody
+
+    def _write(self, name: str) -> bool:
+        readers = f"{name}.readers"
+        if self._lock(name, GATE) and (not self._files.exists(readers) or self._lock(readers, WRITER)):
+            return True
+        self._give_all()
+        return False
+
+    def _read(self, name: str) -> bool:
+        readers = f"{name}.readers"
+        if not self._files.exists(readers):
+            # Behind the gate, so that a writer who saw no such file has gone.
+            if self._lock(name, GATE):
+                self._files.give(self._files.take(readers))
+                self._give_all()
+            elif not self._files.exists(readers):
+                return False
+        return self._lock(readers, READER)
+
+    def _lock(self, name: str, statements: tuple[str, str]) -> bool:
+        file = self._files.take(name)
+        try:
+            granted = file.lock(statements)
+        except BaseException:
+            self._files.drop(file)
+            raise
+        if granted:
+            self._held.append(file)
+        else:
+            self._files.give(file)
+        return granted
+
+    def _give_all(self) -> None:
+        while self._held:
+            self._files.give(self._held.pop())
+
+    def release(self, name: str, *, shared: bool) -> bool:  # noqa: ARG002
+        """Unlock; False when somebody deleted or replaced a side file meanwhile."""
+        if not self._held:
+            raise LockLostError("the side file was closed while it was locked")
+        intact = all(file.intact for file in self._held)
+        self._give_all()
+        return intact
+
+    def end(self) -> None:
+        held, self._held = self._held, []
+        if self._pid == os.getpid():
+            for file in held:
+                self._files.drop(file)
+
+    def interrupt(self) -> None:
+        """Do nothing: a single try does not wait."""
+
+    def park(self) -> None:
+        """Forget the parent's files, which `SideFiles.after_fork` closes."""
+        self._held = []
+
+
+def _check_plain(path: Path) -> tuple[int, int]:
+    """Refuse what somebody may have planted where our side file should be; return its identity."""
+    if path.parent.is_symlink():
+        raise UnsafeEnvironmentError(f"{path.parent} is a symbolic link; remove it: locks must have one place")
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode) or found.st_size:
+        raise UnsafeEnvironmentError(
+            f"{path} is not an empty file of ours (a link, or somebody's data); remove it and find out who made it"
+        )
+    return (found.st_dev, found.st_ino)
+
+
+def _failure(path: Path, error: Exception) -> Exception:
+    if not os.access(path, os.R_OK | os.W_OK):
+        return UnsafeEnvironmentError(
+            f"the side file {path} cannot be written by this user, so a lock on it would exclude nobody: "
+            "let every user of the database write to that folder and its files"
+        )
+    return LockConnectionError(
+        f"SQLite cannot lock the side file {path}: {error}. Each lock held on SQLite needs an open file; see `ulimit -n`"
+    )
+
+
+def _make_folder(folder: Path, like: os.stat_result) -> None:
+    if folder.is_dir():
+        return
+    mode = stat.S_IMODE(like.st_mode)
+    draft = _draft(folder)
+    draft.mkdir()
+    try:
+        _own(draft, mode | (mode & 0o444) >> 2, like)  # whoever may read the database may enter
+        draft.rename(folder)
+    except OSError:
+        draft.rmdir()
+        if not folder.is_dir():  # not just another process that was faster
+            raise
+
+
+def _make_file(path: Path, like: os.stat_result) -> None:
+    draft = _draft(path)
+    draft.touch(exist_ok=False)
+    try:
+        _own(draft, stat.S_IMODE(like.st_mode), like)
+        os.link(draft, path, follow_symlinks=False)  # unlike rename, never over a file that is locked
+    except FileExistsError:
+        pass  # another process was faster
+    finally:
+        draft.unlink()
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{token_hex(8)}.draft")
+
+
+def _own(path: Path, mode: int, like: os.stat_result) -> None:
+    """Give the database's mode and group, and as root its owner too, as SQLite does with its journal."""
+    owner = like.st_uid if os.geteuid() == 0 else -1
+    try:
+        os.chown(path, owner, like.st_gid)
+    except PermissionError:
+        pass  # not a member of that group: the mode's other bits decide
+    path.chmod(mode)

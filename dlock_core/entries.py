@@ -1,0 +1,292 @@
+"""Who asks, who holds and who queues for a key in this process: pure bookkeeping, no I/O.
+
+An Entry lives from the first asker of a key to the last. At most one of its askers, the head, is at
+the server; everybody else of this process queues here, first come first served, each with a
+deadline of his own. Nobody waits or talks to a server while the mutex is held.
+
+    ask() ──► ASKING ──granted()──► HELD ──release()──► ENDING ──ended()──► GONE
+      │          ▲  └──refused()──► GONE     └──lose()──► LOST
+      └► QUEUED ─┘ promoted when the head gives up or the holder's unlock is answered
+            └──leave()──► GONE
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from .errors import DeadlockError
+from .keys import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from .contexts import Context, Latch
+    from .dialects.base import Session
+    from .session_pool import SessionPool
+
+__all__ = ["Entries", "Entry", "State", "Ticket"]
+
+
+class State(Enum):
+    """Where one acquisition stands."""
+
+    QUEUED = auto()
+    ASKING = auto()
+    HELD = auto()
+    ENDING = auto()
+    LOST = auto()
+    GONE = auto()
+
+
+class Ticket:
+    """One acquisition: who asks for what, and what came of it."""
+
+    __slots__ = ("entry", "key", "latch", "once", "owner", "pid", "pool", "session", "shared", "state", "thread")
+
+    def __init__(self, key: object, context: Context, *, shared: bool, once: bool) -> None:
+        self.key = key
+        self.shared = shared
+        self.once = once
+        self.owner: object = context.owner()
+        # A blocking wait stops every task of its thread, so it must know who lives there.
+        self.thread: threading.Thread | None = threading.current_thread()
+        self.pid = os.getpid()
+        self.state = State.GONE
+        self.entry: Entry
+        self.latch: Latch | None = None
+        self.session: Session | None = None
+        self.pool: SessionPool | None = None
+
+    def disown(self) -> None:
+        """Forget the owner: somebody else will release."""
+        self.owner = self.thread = None
+
+
+class Entry:
+    """One key in this process."""
+
+    __slots__ = ("ending", "head", "holders", "name", "queue", "server_waits")
+
+    def __init__(self, name: Hashable) -> None:
+        self.name = name
+        self.head: Ticket | None = None
+        self.holders: list[Ticket] = []
+        self.queue: deque[Ticket] = deque()
+        self.ending = 0
+        self.server_waits = False
+
+    def admits(self, ticket: Ticket) -> bool:
+        """Tell whether this ticket may go to the server now."""
+        if self.head is not None or self.ending:
+            return False
+        return not self.holders or (ticket.shared and self.holders[0].shared)
+
+
+class Entries:
+    """All keys of one provider in this process."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._entries: dict[Hashable, Entry] = {}
+        self._awaited: dict[object, Entry] = {}
+
+    def ask(self, name: Hashable, ticket: Ticket, context: Context) -> bool:
+        """Enter a ticket: it is ASKING or QUEUED afterwards; False when a single try fails at once.
+
+        Raises:
+            DeadlockError: The owner would wait for himself, directly or through others of this process.
+        """
+        with self._mutex:
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = Entry(name)
+            ticket.entry = entry
+            if self._own(entry, ticket):
+                return self._refuse_own(ticket)
+            if not entry.queue and entry.admits(ticket):
+                self._send(entry, ticket)
+                return True
+            if not ticket.once:
+                self._refuse_cycle(entry, ticket)
+            elif not self._hopeful(entry, ticket):
+                return False
+            ticket.latch = context.latch()
+            ticket.state = State.QUEUED
+            entry.queue.append(ticket)
+            self._awaited[ticket.owner] = entry
+            return True
+
+    def waiting(self, ticket: Ticket) -> bool:
+        """Note that the head's single try failed and it now waits; False when its asker has left."""
+        with self._mutex:
+            if ticket.state is not State.ASKING:
+                return False
+            ticket.entry.server_waits = True
+            self._refuse_single_tries(ticket.entry)
+            return True
+
+    def granted(self, ticket: Ticket, session: Session) -> bool:
+        """Note the server's yes; False when the asker has left, and the lock must be given back."""
+        with self._mutex:
+            if ticket.state is not State.ASKING:
+                return False
+            entry = ticket.entry
+            ticket.state = State.HELD
+            ticket.session = session
+            entry.head = None
+            entry.server_waits = False
+            entry.holders.append(ticket)
+            self._refuse_single_tries(entry, past_readers=ticket.shared)
+            self._advance(entry)
+            return True
+
+    def leave(self, ticket: Ticket) -> State:
+        """Stop asking or queueing, and tell from where; HELD must be released instead."""
+        with self._mutex:
+            before = ticket.state
+            if before is State.QUEUED:
+                ticket.entry.queue.remove(ticket)
+                self._awaited.pop(ticket.owner, None)
+            elif before is State.ASKING:
+                ticket.entry.head = None
+                ticket.entry.server_waits = False
+            else:
+                return before
+            ticket.state = State.GONE
+            self._advance(ticket.entry)
+            return before
+
+    def release(self, ticket: Ticket) -> bool:
+        """Stop holding: the caller must unlock; False when there is nothing to unlock any more."""
+        with self._mutex:
+            if ticket.state is not State.HELD:
+                return False
+            ticket.state = State.ENDING
+            ticket.entry.holders.remove(ticket)
+            ticket.entry.ending += 1
+            return True
+
+    def ended(self, ticket: Ticket) -> None:
+        """Note that the server's unlock is answered or the session is gone."""
+        with self._mutex:
+            if ticket.state is State.ENDING:
+                ticket.state = State.GONE
+                ticket.entry.ending -= 1
+                self._advance(ticket.entry)
+
+    def lose(self, session: Session) -> list[Ticket]:
+        """Note that a session is dead: all that it held is lost at once."""
+        with self._mutex:
+            entries = list(self._entries.values())
+            lost = [t for entry in entries for t in entry.holders if t.session is session]
+            for ticket in lost:
+                ticket.state = State.LOST
+                ticket.entry.holders.remove(ticket)
+                self._advance(ticket.entry)
+            return lost
+
+    def close(self) -> list[Ticket]:
+        """Refuse all who queue and forget all who hold, and return these: their sessions end now."""
+        with self._mutex:
+            held = []
+            for entry in list(self._entries.values()):
+                while entry.queue:
+                    self._wake(entry.queue.popleft(), State.GONE)
+                for ticket in entry.holders:
+                    ticket.state = State.LOST
+                held += entry.holders
+                entry.holders.clear()
+                self._advance(entry)
+            return held
+
+    def held(self) -> list[Ticket]:
+        """Return the tickets that hold a lock now."""
+        with self._mutex:
+            return [ticket for entry in self._entries.values() for ticket in entry.holders]
+
+    # What follows runs under the mutex.
+
+    @staticmethod
+    def _own(entry: Entry, ticket: Ticket) -> bool:
+        blocks_its_thread = ticket.owner is ticket.thread
+        return any(
+            holder.owner is ticket.owner or (blocks_its_thread and holder.thread is ticket.thread)
+            for holder in entry.holders
+            if holder.owner is not None
+        )
+
+    @staticmethod
+    def _refuse_own(ticket: Ticket) -> bool:
+        if ticket.once:
+            return False
+        raise DeadlockError(
+            f"key {shown(ticket.key)}: this thread or task holds it already and would wait for itself; "
+            "release it first, or call disown() on the lock that somebody else will release",
+            key=ticket.key,
+        )
+
+    def _refuse_cycle(self, entry: Entry, ticket: Ticket) -> None:
+        if ticket.owner in self._blockers(entry):
+            raise DeadlockError(
+                f"key {shown(ticket.key)}: its holder waits for a key that this thread or task holds; "
+                "take several keys in one order everywhere, for example sorted",
+                key=ticket.key,
+            )
+
+    def _blockers(self, entry: Entry) -> set[object]:
+        """Return all owners for whom a waiter of this entry would wait, directly or through others."""
+        owners: set[object] = set()
+        unvisited = [entry]
+        while unvisited:
+            for holder in unvisited.pop().holders:
+                if holder.owner is not None and holder.owner not in owners:
+                    owners.add(holder.owner)
+                    if holder.owner in self._awaited:
+                        unvisited.append(self._awaited[holder.owner])
+        return owners
+
+    @staticmethod
+    def _hopeful(entry: Entry, ticket: Ticket) -> bool:
+        """Tell whether a single try may wait for an answer that is already on its way."""
+        if entry.holders:
+            readers = ticket.shared and entry.holders[0].shared
+            if not readers or not all(queued.shared for queued in entry.queue):
+                return False
+        return bool(entry.ending) or not entry.server_waits
+
+    def _refuse_single_tries(self, entry: Entry, *, past_readers: bool = False) -> None:
+        """Answer the queued single tries; readers in front of every writer may still join readers."""
+        for ticket in list(entry.queue):
+            past_readers = past_readers and ticket.shared
+            if ticket.once and not past_readers:
+                entry.queue.remove(ticket)
+                self._wake(ticket, State.GONE)
+
+    def _advance(self, entry: Entry) -> None:
+        """Send the first of the queue to the server when it may go; drop the entry when nobody is left."""
+        while entry.queue and entry.admits(entry.queue[0]):
+            ticket = entry.queue.popleft()
+            self._send(entry, ticket)
+            if self._wake(ticket, State.ASKING):
+                return
+            entry.head = None
+        if not (entry.queue or entry.head or entry.holders or entry.ending):
+            self._entries.pop(entry.name, None)
+
+    @staticmethod
+    def _send(entry: Entry, ticket: Ticket) -> None:
+        ticket.state = State.ASKING
+        entry.head = ticket
+
+    def _wake(self, ticket: Ticket, state: State) -> bool:
+        """Tell a queued asker what he was given; False when he can no longer hear it."""
+        self._awaited.pop(ticket.owner, None)
+        ticket.state = state
+        if ticket.latch is not None and ticket.latch.set():
+            return True
+        ticket.state = State.GONE
+        return False

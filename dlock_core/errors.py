@@ -1,0 +1,98 @@
+"""What can go wrong with a lock.
+
+LockError
+├── LockTimeoutError        (TimeoutError)         `with` waited in vain
+├── LockStateError          (ValueError)           acquire on a held lock, release on an unheld one
+├── LockLostError                                  the session died while it held the lock
+├── LockConnectionError     (ConnectionError)      the database cannot be reached, or ended our session
+├── DeadlockError                                  the wait could never end
+├── LockKeyError            (ValueError)           a key that no lock can have
+│   ├── LockKeyTypeError    (TypeError)
+│   └── LockKeyRangeError   (OverflowError)
+├── UnsupportedError        (NotImplementedError)  this database or driver cannot do it
+└── UnsafeEnvironmentError                         a lock taken here would protect nothing
+
+Errors of SQLAlchemy that are not about the connection pass through unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "DeadlockError",
+    "LockConnectionError",
+    "LockError",
+    "LockKeyError",
+    "LockKeyRangeError",
+    "LockKeyTypeError",
+    "LockLostError",
+    "LockStateError",
+    "LockTimeoutError",
+    "UnsafeEnvironmentError",
+    "UnsupportedError",
+]
+
+
+class LockError(Exception):
+    """Base of all errors of this library; `key` is the user's key where one is concerned."""
+
+    def __init__(self, message: str, *, key: object = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the one positional message and all attributes (Celery sends errors over a wire)."""
+        return (type(self), (str(self),), self.__dict__)
+
+
+class LockTimeoutError(LockError, TimeoutError):
+    """The lock was not free in time; `timeout` and `waited` are seconds."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: object = None,
+        timeout: float | None = None,
+        waited: float | None = None,
+    ) -> None:
+        super().__init__(message, key=key)
+        self.timeout = timeout
+        self.waited = waited
+
+
+class LockStateError(LockError, ValueError):
+    """The lock object is not in a state that allows the call."""
+
+
+class LockLostError(LockError):
+    """The server no longer held the lock for us: work done since then was unprotected."""
+
+
+class LockConnectionError(LockError, ConnectionError):
+    """The database could not be asked for the lock; `__cause__` is the driver's own error."""
+
+
+class DeadlockError(LockError):
+    """The wait could never end: the asker holds the key, or the holder waits for the asker."""
+
+
+class LockKeyError(LockError, ValueError):
+    """The key cannot name a lock."""
+
+
+class LockKeyTypeError(LockKeyError, TypeError):
+    """The key is not a str, bytes, int or tuple of them."""
+
+
+class LockKeyRangeError(LockKeyError, OverflowError):
+    """The integer key does not fit in 64 bits with sign."""
+
+
+class UnsupportedError(LockError, NotImplementedError):
+    """This database or driver cannot do what was asked; the message says what can."""
+
+
+class UnsafeEnvironmentError(LockError):
+    """A lock taken in this environment would protect nothing, so it is refused."""

@@ -1,0 +1,134 @@
+"""From a user's key to the name that each server accepts.
+
+This mapping is a wire format: two processes exclude each other only if they compute the same name,
+whatever their host, framework or version. It is pure, and frozen by `tests/unit/key_vectors.json`.
+
+A scalar without a prefix maps as sqlalchemy-dlock 0.9 maps it on a little-endian host, so that both
+libraries exclude each other. Everything else is hashed over typed, length-prefixed parts, so that no
+two different keys can run together ("app" + "1:x" and "app1" + ":x").
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+
+from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError
+
+__all__ = ["Key", "check_key", "check_prefix", "file_name", "int64", "label", "mysql_name", "shown"]
+
+Scalar = str | bytes | int
+Key = str | bytes | int | tuple[str | bytes | int, ...]
+
+INT64 = range(-(2**63), 2**63)
+MYSQL_MAX = 64
+_HINT = "give a str, bytes, int, or a tuple of them"
+# What MySQL and MariaDB, of whatever version and character set, read as one and the same name.
+_MYSQL_VERBATIM = re.compile(r"[ -@\[-`{-}a-z]*[!-@\[-`{-}a-z]")
+_NOT_READABLE = re.compile(r"[^a-z0-9._:/@-]+")
+
+
+def check_key(key: object) -> Key:
+    """Return the key as plain built-in values.
+
+    Raises:
+        LockKeyTypeError: It is not a str, bytes, int or tuple of them (bool, None and float are refused too).
+        LockKeyRangeError: An int does not fit in 64 bits with sign.
+        LockKeyError: It is empty, or text that has no UTF-8 form.
+    """
+    if not isinstance(key, tuple):
+        return _check_scalar(key, key)
+    if not key:
+        raise LockKeyError(f"key (): an empty tuple names nothing; {_HINT}", key=key)
+    return tuple(_check_scalar(part, key) for part in key)
+
+
+def shown(key: object) -> str:
+    """Return the key for a message or a log: its repr, cut, so that it can forge no second line."""
+    text = repr(key)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_scalar(part: object, key: object) -> Scalar:
+    where = f"key {shown(key)}" if part is key else f"key {shown(key)}, part {shown(part)}"
+    if isinstance(part, bool) or not isinstance(part, str | bytes | int):
+        raise LockKeyTypeError(f"{where}: {type(part).__name__} is not a key; {_HINT}", key=key)
+    if isinstance(part, int):
+        if int(part) not in INT64:
+            raise LockKeyRangeError(f"{where}: an int key must fit in 64 bits with sign; use its text", key=key)
+        return int(part)
+    if not part:
+        raise LockKeyError(f"{where}: empty; give it at least one character", key=key)
+    if isinstance(part, bytes):
+        return bytes(part)
+    return _check_text(str.__str__(part), where, key)
+
+
+def _check_text(text: str, where: str, key: object) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LockKeyError(f"{where}: lone surrogates have no UTF-8 form; give bytes instead", key=key) from error
+    return text
+
+
+def check_prefix(prefix: object) -> str:
+    """Return the prefix, or say why it cannot be one."""
+    if not isinstance(prefix, str):
+        raise LockKeyTypeError(f"prefix={shown(prefix)}: give a str, '' for none", key=prefix)
+    return _check_text(str.__str__(prefix), f"prefix={shown(prefix)}", prefix)
+
+
+def int64(prefix: str, key: Key) -> int:
+    """Map to PostgreSQL's signed 64 bits."""
+    if prefix or isinstance(key, tuple):
+        digest = _digest(prefix, key, 8)
+    elif isinstance(key, int):
+        return key
+    else:
+        digest = blake2b(_raw(key), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def mysql_name(prefix: str, key: Key) -> str:
+    """Map to a name that MySQL (64 characters, no case, cut at NUL) and MariaDB read alike."""
+    if not prefix and not isinstance(key, tuple):
+        text = _raw(key).decode("ascii", "replace")
+        if len(text) <= MYSQL_MAX and "~" not in text and _MYSQL_VERBATIM.fullmatch(text):
+            return text
+    digest = _digest(prefix, key, 16).hex()
+    readable = _NOT_READABLE.sub("-", label(prefix, key).lower())
+    return f"{readable[: MYSQL_MAX - len(digest) - 1]}~{digest}"
+
+
+def file_name(prefix: str, key: Key) -> str:
+    """Map to the name of SQLite's side file: only the hash, never the key."""
+    return _digest(prefix, key, 16).hex()
+
+
+def label(prefix: str, key: Key) -> str:
+    """Return the readable form for people: logs and the server's views; no control characters."""
+    parts = [prefix] if prefix else []
+    parts += [_text(part) for part in (key if isinstance(key, tuple) else (key,))]
+    return "".join(character if character.isprintable() else "?" for character in ":".join(parts))
+
+
+def _text(part: Scalar) -> str:
+    return part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else str(part)
+
+
+def _raw(part: Scalar) -> bytes:
+    return part if isinstance(part, bytes) else str(part).encode()
+
+
+def _digest(prefix: str, key: Key, size: int) -> bytes:
+    parts: tuple[Scalar, ...] = key if isinstance(key, tuple) else (key,)
+    kind = b"t" if isinstance(key, tuple) else b"k"
+    encoded = b"".join(map(_encode, (prefix, *parts)))
+    return blake2b(kind + encoded, digest_size=size, person=b"dlock1").digest()
+
+
+def _encode(part: Scalar) -> bytes:
+    tag = b"i" if isinstance(part, int) else b"b" if isinstance(part, bytes) else b"s"
+    raw = _raw(part)
+    return tag + len(raw).to_bytes(4, "big") + raw

@@ -1,0 +1,241 @@
+"""One server session that holds locks: opened, guarded, prepared, used and ended.
+
+The session owns its driver connection alone. It comes out of a private pool, a `recreate()` of the
+engine's, so that the engine's creator, events and credentials apply while no slot of the
+application's pool is taken, not even at the moment of opening. It runs in autocommit: while a lock
+is held the server shows it idle, not "idle in transaction".
+
+When in doubt, the session is ended. In doubt is any exception between "statement sent" and "answer
+seen": SQLAlchemy's `invalidate()` of a detached connection closes nothing, and garbage collection
+waits for the last traceback that refers to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+from .errors import LockConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Dialect, Engine, Pool, TextClause
+
+    from .dialects.base import ServerDialect
+
+__all__ = ["SqlSession", "connection_lost", "open_session"]
+
+log = logging.getLogger("dlock")
+
+# The compiled form of each constant statement, by SQLAlchemy dialect: its text, and the order of its
+# parameters where the driver wants them by position.
+_compiled: dict[tuple[type[Dialect], str, TextClause], tuple[str, tuple[str, ...] | None]] = {}
+
+
+def open_session(engine: Engine, pool: Pool, locks: ServerDialect, *, label: str, unsafe_ok: bool) -> SqlSession:
+    """Open a session of our own, guard it, and only then set anything on it.
+
+    The order matters: through a transaction pooler a setting would stay on a server session that
+    the application uses next.
+
+    Raises:
+        LockConnectionError: The database cannot be reached.
+        UnsafeEnvironmentError: A lock there would protect nothing.
+    """
+    session = SqlSession(engine, _connect(engine, pool), locks, label)
+    try:
+        if locks.guard(session, unsafe_ok=unsafe_ok):
+            locks.prepare(session, label=label)
+    except BaseException:
+        session.end()
+        raise
+    return session
+
+
+def _connect(engine: Engine, pool: Pool) -> Any:
+    """Return a driver connection in autocommit that no pool knows."""
+    try:
+        pooled = pool.connect()
+    except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
+        raise LockConnectionError(
+            f"cannot open a lock session on {engine.url.render_as_string(hide_password=True)}: "
+            f"{_first_line(error)}. Check that the server runs and that the URL is right"
+        ) from error
+    connection = pooled.dbapi_connection
+    pooled.detach()
+    try:
+        engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+    except BaseException:
+        engine.dialect.do_terminate(connection)
+        raise
+    return connection
+
+
+class SqlSession:
+    """A driver connection that belongs to us alone; one borrower at a time uses it."""
+
+    def __init__(self, engine: Engine, connection: Any, locks: ServerDialect, label: str) -> None:
+        self._engine = engine
+        self._sqla = engine.dialect
+        self._connection = connection
+        self._locks = locks
+        self._label = label
+        self.driver_connection = self._sqla.get_driver_connection(connection)
+        self._socket = _duplicate_socket(self.driver_connection)
+        self._mutex = threading.Lock()
+        self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop() if self._sqla.is_async else None
+        self._user: int | None = None
+        self._ended = False
+        self.fresh = True
+
+    def first(self, statement: TextClause, /, **values: object) -> Sequence[Any]:
+        """Run a constant statement and return its first row.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: `connection_invalidated` tells whether the session is gone.
+        """
+        sql, order = self._compile(statement)
+        parameters = values if order is None else tuple(values[name] for name in order)
+        cursor = None
+        self._user = threading.get_ident()
+        try:
+            cursor = self._connection.cursor()
+            cursor.execute(sql, parameters)
+            row: Sequence[Any] = cursor.fetchone()
+            cursor.close()
+        except self._sqla.loaded_dbapi.Error as error:
+            raise self._translated(error, sql, parameters, cursor) from error
+        finally:
+            self._user = None
+        return row
+
+    def _compile(self, statement: TextClause) -> tuple[str, tuple[str, ...] | None]:
+        key = (type(self._sqla), self._sqla.paramstyle, statement)
+        found = _compiled.get(key)
+        if found is None:
+            compiled = statement.compile(dialect=self._sqla)
+            order = tuple(compiled.positiontup or ()) if compiled.positional else None
+            found = _compiled[key] = (compiled.string, order)
+        return found
+
+    def _translated(self, error: Exception, sql: str, parameters: Any, cursor: Any) -> BaseException:
+        dbapi = self._sqla.loaded_dbapi
+        gone = isinstance(error, dbapi.Error) and self._sqla.is_disconnect(error, self._connection, cursor)
+        return DBAPIError.instance(
+            sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self._sqla
+        )
+
+    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
+        """Ask the server for the lock."""
+        granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label or self._label)
+        self.fresh = False
+        return granted
+
+    def release(self, name: Any, *, shared: bool) -> bool:
+        """Unlock."""
+        return self._locks.release(self, name, shared=shared, label=self._label)
+
+    def interrupt(self) -> None:
+        """End a wait that another thread runs here: by the driver's cancel, else by its socket.
+
+        A session that was interrupted is in doubt, so it is ended and never lent again.
+        """
+        with self._mutex:
+            if self._ended or self._pid != os.getpid():
+                return
+            cancel = getattr(self.driver_connection, "cancel_safe", None)
+            cancel = cancel or getattr(self.driver_connection, "cancel", None)
+            try:
+                if cancel is not None:
+                    cancel()
+                elif self._socket is not None:
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            except Exception:  # the wait may just have ended, and the session with it
+                log.debug("could not interrupt a wait", exc_info=True)
+
+    def end(self) -> None:
+        """End the session on the server: whatever it holds is free."""
+        if self._ended:
+            return
+        if self._pid != os.getpid():
+            self.park()
+            return
+        with self._mutex:
+            self._ended = True
+        try:
+            if self._may_close():
+                self._sqla.do_terminate(self._connection)
+        except Exception:  # a broken connection; its socket is closed below
+            log.debug("the driver could not close a lock session", exc_info=True)
+        finally:
+            self._shut()
+
+    def _may_close(self) -> bool:
+        """Tell whether the driver itself may close: not under another thread's wait, nor out of its loop."""
+        if self._loop is not None:
+            return asyncio._get_running_loop() is self._loop
+        return self._user in (None, threading.get_ident())
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:  # closed already, as it should be
+                pass
+            self._socket.close()
+        finish = getattr(getattr(self.driver_connection, "pgconn", None), "finish", None)
+        if finish is not None:  # psycopg's async connection outside its loop
+            finish()
+
+    def park(self) -> None:
+        """Give up the parent's session in a forked child.
+
+        The driver object lives for ever, since its destructor might say goodbye on the parent's
+        wire. Its descriptor becomes the null device, since the child's copy would keep the
+        session, and its locks, alive after the parent has died.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.driver_connection))
+        if self._socket is None:
+            return
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._socket))
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (self._socket.fileno(), _descriptor(self.driver_connection)):
+            if descriptor is not None:
+                os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
+
+
+def _duplicate_socket(driver_connection: Any) -> socket.socket | None:
+    """Return a second handle of the session's socket, None where the driver shows none."""
+    descriptor = _descriptor(driver_connection)
+    return None if descriptor is None else socket.socket(fileno=os.dup(descriptor))
+
+
+def _descriptor(driver_connection: Any) -> int | None:
+    if hasattr(driver_connection, "fileno"):  # psycopg, psycopg2, mysqlclient
+        return int(driver_connection.fileno())
+    transport = getattr(driver_connection, "_transport", None)  # asyncpg: private, and there is no other way
+    found = transport.get_extra_info("socket") if transport is not None else None
+    return None if found is None else int(found.fileno())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Tell whether an error of a statement means that the session is gone."""
+    return isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)

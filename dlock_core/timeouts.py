@@ -1,0 +1,52 @@
+"""Timeouts are parsed once at the door; from there on there are only deadlines."""
+
+from __future__ import annotations
+
+import math
+import time
+from numbers import Real
+
+__all__ = ["Deadline", "parse_timeout"]
+
+
+def parse_timeout(value: object) -> float | None:
+    """Check a timeout: None waits for ever, 0 tries once, else seconds.
+
+    Raises:
+        ValueError: It is negative, not a number, or not a number at all.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(_refusal(value))
+    seconds = float(value)
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(_refusal(value))
+    return None if math.isinf(seconds) else seconds
+
+
+def _refusal(value: object) -> str:
+    return f"timeout={value!r}: give None (wait for ever), 0 (one try) or a number of seconds above 0"
+
+
+class Deadline:
+    """A moment on the monotonic clock, or never."""
+
+    __slots__ = ("at", "started")
+
+    def __init__(self, timeout: float | None) -> None:
+        self.started = time.monotonic()
+        self.at = None if timeout is None else self.started + timeout
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, not below 0; None is for ever."""
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.at is not None and time.monotonic() >= self.at
+
+    @property
+    def waited(self) -> float:
+        """Seconds since this deadline was set."""
+        return time.monotonic() - self.started

@@ -1,0 +1,1 @@
+"""Locks from your database for django (not built yet)."""
