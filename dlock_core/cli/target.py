@@ -21,15 +21,6 @@ from dlock_core import LockError, LockProvider, LockTimeoutError
 
 __all__ = ["Refusal", "check_target", "parse_target", "shown", "without_password"]
 
-# What to install, and the scheme that then works, per SQLAlchemy backend name.
-_DRIVERS = {
-    "postgresql": ("postgresql", "postgresql+psycopg"),
-    "mysql": ("mysql", "mysql+pymysql"),
-    "mariadb": ("mysql", "mariadb+pymysql"),
-    "mssql": ("mssql", "mssql+pyodbc"),
-    "oracle": ("oracle", "oracle+oracledb"),
-}
-
 # Drivers take passwords in the query too, pyodbc a whole connection string.
 _SECRET = re.compile("pass|pwd|odbc_connect", re.IGNORECASE)
 
@@ -86,7 +77,8 @@ def without_password(url: URL, text: str) -> str:
     """Hide the URL's passwords in a text that others wrote."""
     secrets = [value for name, value in url.query.items() if _SECRET.search(name)]
     for secret in filter(None, map(str, [url.password or "", *secrets])):
-        text = text.replace(secret, "***")
+        # Whole words only: stars inside a word would tell a short password.
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
@@ -108,22 +100,14 @@ def _take_once(url: URL, key: str) -> None:
 
 def _reason(url: URL, error: Exception) -> str:
     match error:
+        case LockError():
+            return _one_line(url, error)
         case NoSuchModuleError():
             return f"{shown(url)}: SQLAlchemy knows no dialect {url.drivername!r}"
-        case ModuleNotFoundError():
-            return f"{shown(url)}: {_missing_driver(url, error)}"
         case DBAPIError():
             return f"{shown(url)}: {_one_line(url, error.orig or error)}"
         case _:
             return f"{shown(url)}: {_one_line(url, error)}"
-
-
-def _missing_driver(url: URL, error: ModuleNotFoundError) -> str:
-    missing = f"the driver {error.name} is not installed"
-    if url.get_backend_name() not in _DRIVERS:
-        return missing
-    extra, scheme = _DRIVERS[url.get_backend_name()]
-    return f"{missing}; pip install 'dlock-suite[{extra}]' and use {scheme}://"
 
 
 def _one_line(url: URL, error: BaseException) -> str:

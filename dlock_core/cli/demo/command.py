@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 _STDERR_LINES = 30
 
 
-@click.command()
+@click.command(short_help="Watch processes compete for one lock; some are killed.")
 @click.argument("url", required=False)
 @click.option(
     "--workers",
@@ -117,8 +117,11 @@ def _interrupted_by_any_signal() -> Iterator[None]:
 
 
 def _print_last_words(crew: Crew, target: URL, events: Sequence[Event]) -> None:
+    # A server that goes away ends all workers, with much the same words.
+    most = _STDERR_LINES
     for event in find_crashes(events):
-        lines = crew.stderr(event.worker).splitlines()[-_STDERR_LINES:]
+        lines = crew.stderr(event.worker).splitlines()[-most:]
         if lines:
             words = without_password(target, "\n".join(lines))
             click.echo(f"{event.worker} wrote to stderr:\n{words}", err=True)
+            most = 1

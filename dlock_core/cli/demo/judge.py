@@ -73,6 +73,7 @@ class Verdict:
     encounters: tuple[Event, ...]
     recoveries: tuple[Recovery, ...]
     faults: tuple[str, ...]
+    complete: bool = True
 
     @property
     def two_holders(self) -> bool:
@@ -105,7 +106,13 @@ def judge(events: Iterable[Event], *, kills: int | None) -> Verdict:
         faults += _no_heir(recoveries)
         faults += _too_little(len(holds), len(recoveries), kills)
     return Verdict(
-        len(holds), len(recoveries), overlaps, encounters, recoveries, tuple(faults)
+        grants=len(holds),
+        kills=len(recoveries),
+        overlaps=overlaps,
+        encounters=encounters,
+        recoveries=recoveries,
+        faults=tuple(faults),
+        complete=kills is not None,
     )
 
 

@@ -52,7 +52,8 @@ def canvas_for(console: Console, start: float, end: float) -> Canvas:
 
 def verdict_line(verdict: Verdict) -> str:
     """Sum up in one line: grants, kills, whether two held at once, and recovery."""
-    word = "FAILED" if verdict.faults else "OK"
+    word = "OK" if verdict.complete else "INTERRUPTED"
+    word = "FAILED" if verdict.faults else word
     grants, kills = counted(verdict.grants, "grant"), counted(verdict.kills, "kill")
     two = "TWO HOLDERS AT ONCE" if verdict.two_holders else "never two holders at once"
     line = f"{word}: {grants}, {kills}, {two}"

@@ -1,0 +1,56 @@
+"""End the servers of a test run that has died, even by SIGKILL.
+
+Run as ``python -P guard.py PARENT FOLDER``: as soon as the process PARENT is gone, every process that works inside FOLDER is
+killed and FOLDER is removed. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends, does not reach frozen
+PostgreSQL backends, and leaves the folder behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+POLL_SECONDS = 0.2
+KILL_SECONDS = 10.0
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """List the living processes whose working directory lies inside a folder.
+
+    Unlike a process tree, this also finds the children of a server whose main process is already dead.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+    return found
+
+
+def kill_all(folder: Path) -> None:
+    """Kill every process inside a folder, and wait until there are none."""
+    deadline = time.monotonic() + KILL_SECONDS
+    # In rounds, because a process that is still alive may fork while we look.
+    while (processes := processes_in(folder)) and time.monotonic() < deadline:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=0.05)
+
+
+def main(parent: int, folder: Path) -> None:
+    """Wait for the parent's end, then clean up after it."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    kill_all(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

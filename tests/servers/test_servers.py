@@ -1,0 +1,281 @@
+"""The test servers do what the other tests rely on, and nothing of them stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from . import (
+    Factory,
+    MariaDB,
+    MySQL,
+    PostgreSQL,
+    PrivateServer,
+    Proxy,
+    ServerError,
+    available,
+    wait_until,
+)
+from .guard import processes_in
+
+FINDERS: dict[str, Callable[[], Factory[PrivateServer] | str]] = {
+    "postgresql-machine": lambda: PostgreSQL.find("machine"),
+    "postgresql-wheel": lambda: PostgreSQL.find("wheel"),
+    "mariadb": MariaDB.find,
+    "mysql": MySQL.find,
+}
+OPTIONAL_IN_CI = {"mysql"}
+CLEAN_SHUTDOWN = {"postgresql": "database system is shut down", "mariadb": "Shutdown complete", "mysql": "Shutdown complete"}
+# How long we watch that nothing happens.
+SILENCE_SECONDS = 0.3
+
+# What a child process runs: start a server, report on it, and wait to be killed.
+CHILD = """
+import sys
+from {package}.test_servers import FINDERS
+server = FINDERS[sys.argv[1]]()()
+server.start()
+if sys.argv[2] == "frozen":
+    server.freeze()
+sys.stdout.write(f"{{server.pid}} {{server.folder}}\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def require(name: str) -> Factory[PrivateServer]:
+    """Return the factory for a kind of server, or skip; where CI must have it, fail."""
+    found = FINDERS[name]()
+    if isinstance(found, str):
+        (pytest.fail if os.environ.get("CI") == "true" and name not in OPTIONAL_IN_CI else pytest.skip)(found)
+    return found
+
+
+def any_postgresql(settings: dict[str, str] | None = None) -> PostgreSQL:
+    """Return the newest PostgreSQL there is, not started, or skip."""
+    found = PostgreSQL.find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return PostgreSQL(settings=settings)
+
+
+@pytest.fixture(scope="module", params=FINDERS)
+def kept_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
+    """Provide one server of each kind for the whole module."""
+    with require(request.param)() as server:
+        yield server
+
+
+@pytest.fixture
+def server(kept_server: PrivateServer) -> PrivateServer:
+    """Provide a server that runs, whatever the last test did to it."""
+    kept_server.thaw()
+    kept_server.start()
+    return kept_server
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Provide any PostgreSQL there is, to tests that do it no harm."""
+    with any_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    """Provide a thread for a query that hangs."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def ask(connection: sa.Connection) -> int:
+    """Let the server answer a question."""
+    return connection.execute(sa.text("SELECT 42")).scalar_one()  # type: ignore[no-any-return]
+
+
+def assert_silent(answer: Future[int]) -> None:
+    """Check that no answer comes."""
+    with pytest.raises(TimeoutError):
+        answer.result(SILENCE_SECONDS)
+
+
+def test_a_server_answers_with_its_version_in_the_database_dlock(server: PrivateServer) -> None:
+    """What runs is what was announced."""
+    database = "current_database()" if server.kind == "postgresql" else "database()"
+    with server.connect() as connection:
+        version, name = connection.execute(sa.text(f"SELECT version(), {database}")).one()
+    assert server.version in version
+    assert ("MariaDB" in version) == (server.kind == "mariadb")
+    assert name == "dlock"
+
+
+def test_a_server_listens_on_the_loopback_address_only(server: PrivateServer) -> None:
+    """Nobody but this machine reaches a server without a password."""
+    sockets = psutil.Process(server.pid).net_connections("inet")
+    assert {each.laddr for each in sockets if each.status == psutil.CONN_LISTEN} == {("127.0.0.1", server.port)}
+
+
+@pytest.mark.parametrize("mode", ["clean", "kill"])
+def test_a_restarted_server_has_its_data_and_its_port(server: PrivateServer, mode: str) -> None:
+    """Engines of the tests stay valid over a restart."""
+    before, logged = (server.port, server.pid), len(server.log_text())
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE TABLE survivor_{mode} (id int)"))
+        connection.execute(sa.text(f"INSERT INTO survivor_{mode} VALUES (42)"))
+        connection.commit()
+    server.restart("clean" if mode == "clean" else "kill")
+    assert server.port == before[0]
+    assert server.pid != before[1]
+    assert (CLEAN_SHUTDOWN[server.kind] in server.log_text()[logged:]) == (mode == "clean")
+    with server.connect() as connection:
+        assert connection.execute(sa.text(f"SELECT id FROM survivor_{mode}")).scalar_one() == 42
+
+
+def test_a_killed_server_is_gone_and_tells_its_clients_nothing(server: PrivateServer) -> None:
+    """As after a power cut: connections break, new ones are refused, no process lives."""
+    with server.connect() as connection:
+        server.kill()
+        assert not server.running
+        assert processes_in(server.folder) == []
+        with pytest.raises(DBAPIError, match=r"(?i)closed the connection|lost connection|gone away"):
+            ask(connection)
+    with pytest.raises(OperationalError):
+        server.connect()
+
+
+def test_a_frozen_server_keeps_its_connections_and_answers_when_thawed(
+    server: PrivateServer, background: ThreadPoolExecutor
+) -> None:
+    """A frozen server is silent, not dead."""
+    with server.connect() as connection:
+        server.freeze()
+        try:
+            assert {process.status() for process in processes_in(server.folder)} == {psutil.STATUS_STOPPED}
+            answer = background.submit(ask, connection)
+            assert_silent(answer)
+        finally:
+            server.thaw()
+        assert answer.result(10) == 42
+
+
+def test_a_proxy_that_is_cut_is_a_black_hole_until_restored(server: PrivateServer, background: ThreadPoolExecutor) -> None:
+    """Bytes sent into the hole arrive after it is mended."""
+    with Proxy(server) as proxy, proxy.connect() as connection:
+        assert ask(connection) == 42
+        proxy.cut()
+        answer = background.submit(ask, connection)
+        try:
+            assert_silent(answer)
+        finally:
+            proxy.restore()
+        assert answer.result(10) == 42
+
+
+def test_a_proxy_that_drops_breaks_both_sides_and_takes_new_connections(server: PrivateServer) -> None:
+    """A reset connection is an error for the client, and the server ends its session."""
+    with Proxy(server) as proxy:
+        with proxy.connect() as connection:
+            assert proxy.connections == 1
+            proxy.drop()
+            assert proxy.connections == 0
+            with pytest.raises(DBAPIError):
+                ask(connection)
+        with proxy.connect() as connection:
+            assert ask(connection) == 42
+
+
+def test_a_proxy_refuses_when_its_server_is_down(server: PrivateServer) -> None:
+    """A proxy does not pretend that there is a server."""
+    with Proxy(server) as proxy:
+        server.kill()
+        with pytest.raises(OperationalError):
+            proxy.connect()
+
+
+@pytest.mark.parametrize(("name", "state"), [*((name, "running") for name in FINDERS), ("postgresql-wheel", "frozen")])
+def test_no_server_outlives_a_test_run_that_is_killed(name: str, state: str) -> None:
+    """SIGKILL gives the test run no chance to clean up; the guard does it."""
+    require(name)
+    package = __name__.rpartition(".")[0]
+    top = Path(__file__).parents[package.count(".") + 1]
+    command = [sys.executable, "-c", CHILD.format(package=package), name, state]
+    with subprocess.Popen(command, cwd=top, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        pid, folder = child.stdout.readline().split()
+        assert psutil.pid_exists(int(pid))
+        child.send_signal(signal.SIGKILL)
+    wait_until(lambda: is_dead(int(pid)), f"{name} to die with its parent")
+    wait_until(lambda: not Path(folder).exists(), "its folder to go")
+    assert processes_in(Path(folder)) == []
+
+
+def is_dead(pid: int) -> bool:
+    """Tell whether a process is gone; in a container nobody may reap an orphan."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    return True
+
+
+def test_a_server_outlives_the_thread_that_started_it_but_not_its_final_stop() -> None:
+    """A test may restart a server in the background."""
+    server = any_postgresql()
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    starter.join()
+    with server.connect() as connection:
+        assert ask(connection) == 42
+    server.stop(final=True)
+    assert not server.running
+    assert not server.folder.exists()
+
+
+def test_postgresql_counts_statements(postgresql: PostgreSQL) -> None:
+    """Tests about round trips read pg_stat_statements."""
+    with postgresql.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM pg_stat_statements")).scalar_one() >= 0
+
+
+def test_postgresql_offers_tls_with_a_certificate_of_its_own() -> None:
+    """A client can check the certificate."""
+    require("postgresql-machine")  # the wheel is built without TLS
+    with PostgreSQL("machine", tls=True) as server:
+        options = {"sslmode": "verify-full", "sslrootcert": str(server.certificate)}
+        engine = sa.create_engine(server.url("postgresql+psycopg"), connect_args=options, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            assert connection.execute(sa.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")).scalar_one()
+
+
+def test_a_failed_start_shows_the_log() -> None:
+    """The error says what the server said, and nothing is left behind."""
+    server = any_postgresql({"max_connections": "plenty"})
+    with pytest.raises(ServerError, match='invalid value for parameter "max_connections"'):
+        server.start()
+    assert processes_in(server.folder) == []
+
+
+def test_the_environment_names_a_server_that_is_not_ours_to_kill(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A developer's own server is used, never harmed."""
+    monkeypatch.setenv("DLOCK_TEST_POSTGRESQL_URL", postgresql.url("postgresql+asyncpg"))
+    factory = available()["postgresql"]
+    assert not isinstance(factory, str)
+    with factory() as existing:
+        assert existing.url("postgresql+psycopg2") == postgresql.url("postgresql+psycopg2")
+        assert existing.version == postgresql.version
+        assert not existing.controllable
+        with pytest.raises(ServerError, match="unset DLOCK_TEST_POSTGRESQL_URL"):
+            existing.kill()
+    assert postgresql.running
