@@ -8,10 +8,11 @@ SQLAlchemy's greenlet bridge, the same that `AsyncConnection.run_sync` uses.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from concurrent.futures import wait as wait_for_futures
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.util import await_only
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "Threaded"]
 
+log = logging.getLogger("dlock")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -165,12 +167,17 @@ class Threaded(Greenlet):
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._running: Future[object] | None = None
+        self._running: Future[Any] | None = None
 
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         future = self._workers.submit(lambda: function(*args, **kwargs))
         self._running = future
-        return await_only(asyncio.shield(asyncio.wrap_future(future)))
+        answer = asyncio.wrap_future(future)
+        try:
+            return await_only(asyncio.shield(answer))
+        except asyncio.CancelledError:
+            answer.add_done_callback(_report)
+            raise
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -184,7 +191,13 @@ class Threaded(Greenlet):
         self._workers.submit(function)
 
 
-def _insist(running: Future[object], stop: Callable[[], None]) -> None:
+def _report(answer: asyncio.Future[Any]) -> None:
+    """Log the failure of what a cancelled task left behind; nobody else will hear of it."""
+    if not answer.cancelled() and answer.exception() is not None:
+        log.warning("failed after its task was cancelled: %s", answer.exception())
+
+
+def _insist(running: Future[Any], stop: Callable[[], None]) -> None:
     while not running.done():
         stop()
         wait_for_futures([running], timeout=INSIST)

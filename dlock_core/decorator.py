@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import string
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .errors import LockKeyError, UnsupportedError
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .aio import AsyncLock
+    from .keys import Key
     from .lock import Lock
 
 __all__ = ["KeySource", "guarded"]
 
-KeySource = "str | bytes | int | tuple[str | bytes | int, ...] | Callable[..., Any]"
+KeySource: TypeAlias = "Key | Callable[..., Any]"
 F = TypeVar("F", bound="Callable[..., Any]")
 
 

@@ -137,6 +137,8 @@ class Manager:
         except BaseException as error:
             if ticket.session is not None:
                 pool.end(ticket.session)
+            if ticket.state is State.GONE and isinstance(error, Exception):
+                return False  # the asker left, and interrupted this
             named = self._named(error, request.key)
             if named is error:
                 raise
@@ -185,10 +187,15 @@ class Manager:
     def _abandon(self, ticket: Ticket, context: Context) -> None:
         """Leave no trace of an asker whom an exception takes away."""
         before = self.entries.leave(ticket)
-        if before is State.HELD:
+        if before is State.HELD and self.entries.release(ticket):
             context.afterwards(lambda: self._unlock(ticket))
         elif before is State.ASKING:
-            context.interrupt(lambda: ticket.session and ticket.session.interrupt())
+            context.interrupt(lambda: self._interrupt(ticket))
+
+    @staticmethod
+    def _interrupt(ticket: Ticket) -> None:
+        if ticket.session is not None:
+            ticket.session.interrupt()
 
     def release(self, ticket: Ticket, context: Context) -> None:
         """Release.

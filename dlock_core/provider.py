@@ -168,14 +168,14 @@ def _make(factory: Callable[[URL], Any], url: object) -> Any:
         raise TypeError(f"{type(url).__name__} is neither an SQLAlchemy engine nor a URL, or of the other kind (async)")
     try:
         return factory(make_url(url))
-    except ArgumentError as error:
-        raise ValueError(f"not a database URL; give one like postgresql+psycopg://user@host/database ({error})") from error
     except (NoSuchModuleError, ImportError) as error:
         drivername = make_url(url).drivername
         raise UnsupportedError(
             f"{drivername}: {error}. Install the driver, for example with "
             f"pip install 'dlock-suite[{drivername.partition('+')[0]}]', or correct the URL"
         ) from error
+    except ArgumentError as error:
+        raise ValueError(f"not a database URL; give one like postgresql+psycopg://user@host/database ({error})") from error
 
 
 def _make_async(url: object) -> AsyncEngine:

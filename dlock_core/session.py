@@ -70,6 +70,7 @@ def _connect(engine: Engine, pool: Pool) -> Any:
             f"{_first_line(error)}. Check that the server runs and that the URL is right"
         ) from error
     connection = pooled.dbapi_connection
+    assert connection is not None
     pooled.detach()
     try:
         engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")

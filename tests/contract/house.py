@@ -110,4 +110,5 @@ class House:
                 engine.dispose()
             until(lambda: self.witness.sessions() <= self.sessions_before, "the last session to end")
         finally:
+            self.witness.end_idle()  # a failure here must not reach into the next test
             self.witness.close()

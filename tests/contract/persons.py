@@ -18,7 +18,7 @@ from dlock_core import AsyncLock, Lock
 
 __all__ = ["AnyLock", "Loop", "Person", "TaskPerson", "ThreadPerson"]
 
-PATIENCE = 30.0
+PATIENCE = 20.0
 AnyLock = Lock | AsyncLock
 
 

@@ -1,8 +1,9 @@
 """Real database servers for the tests, which these may kill, freeze, cut off and restart.
 
-Each private server listens on 127.0.0.1 at a free port, keeps its files in a temporary folder, and ends with the process that
-started it, however that ends. ``DLOCK_TEST_POSTGRESQL_URL``, ``DLOCK_TEST_MARIADB_URL`` and ``DLOCK_TEST_MYSQL_URL`` name servers
-to use in place of private ones; the tests that would have to kill them cannot run there.
+Each private server listens on 127.0.0.1 at a free port, keeps its files in a temporary folder, and ends with the
+process that started it, however that ends. ``DLOCK_TEST_POSTGRESQL_URL``, ``DLOCK_TEST_MARIADB_URL`` and
+``DLOCK_TEST_MYSQL_URL`` name servers to use in place of private ones; the tests that would have to kill them cannot
+run there.
 """
 
 from __future__ import annotations

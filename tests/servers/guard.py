@@ -1,14 +1,15 @@
 """End the servers of a test run that has died, even by SIGKILL.
 
-Run as ``python -P guard.py PARENT FOLDER``: as soon as the process PARENT is gone, every process that works inside FOLDER is
-killed and FOLDER is removed. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends, does not reach frozen
-PostgreSQL backends, and leaves the folder behind.
+Run as ``python -P guard.py PARENT FOLDER``: as soon as the process PARENT is gone, every process that works inside
+FOLDER is killed and FOLDER is removed. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends, does
+not reach frozen PostgreSQL backends, and leaves the folder behind.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -44,12 +45,22 @@ def kill_all(folder: Path) -> None:
         psutil.wait_procs(processes, timeout=0.05)
 
 
+def remove(folder: Path) -> None:
+    """Kill every process inside a folder, and remove it with all that belongs to it."""
+    kill_all(folder)
+    for pid_file in folder.rglob("postmaster.pid"):
+        # A killed PostgreSQL leaves a small System V segment. The file's seventh line has its key and its id.
+        segment = pid_file.read_text().splitlines()[6:7]
+        if segment and (ipcrm := shutil.which("ipcrm")):
+            subprocess.run([ipcrm, "-m", segment[0].split()[1]], check=False, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def main(parent: int, folder: Path) -> None:
     """Wait for the parent's end, then clean up after it."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
-    kill_all(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ https://mariadb.com/kb/en/mariadb-install-db/
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import sandbox
 from .base import Factory
 from .mysql_family import MySQLFamilyServer, version_line, version_number
 from .sandbox import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 SETTINGS = {"innodb_log_file_size": "8M"}
 MISSING = "MariaDB not found: install the package mariadb-server"

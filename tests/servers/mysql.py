@@ -1,7 +1,7 @@
 """MySQL, from the folder that ``.ci/mysql-root`` fills, or a ``mysqld`` of the machine that is no MariaDB.
 
-Debian's stable releases have no MySQL, and the one of Debian sid needs a newer libc than theirs. So its files lie in a folder of
-their own, and that folder's dynamic loader runs it: this needs no chroot and no rights.
+Debian's stable releases have no MySQL, and the one of Debian sid needs a newer libc than theirs. So its files lie in a
+folder of their own, and that folder's dynamic loader runs it: this needs no chroot and no rights.
 https://dev.mysql.com/doc/refman/en/data-directory-initialization.html
 """
 
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import sandbox
 from .base import Factory
 from .mysql_family import MySQLFamilyServer, version_line, version_number
 from .sandbox import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SETTINGS = {
     "performance_schema": "ON",

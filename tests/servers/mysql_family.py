@@ -6,18 +6,21 @@ import os
 import re
 import subprocess
 from abc import abstractmethod
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from .private import DATABASE, PrivateServer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SETTINGS = {
     "bind_address": "127.0.0.1",
     "skip_name_resolve": "ON",
     "max_connections": "500",
     "innodb_buffer_pool_size": "32M",
-    # What was committed must survive SIGKILL, though not a power cut: written at each commit, never flushed to the disk.
+    # What was committed must survive SIGKILL, though not a power cut: written at each commit, never flushed.
     "innodb_flush_log_at_trx_commit": "2",
     "loose_innodb_flush_method": "nosync",
 }

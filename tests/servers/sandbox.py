@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import guard
 
-# Below Linux' and above most services' range. A port of the ephemeral range could, while its server is down, be given to an
-# outgoing connection; a client that retries could even connect to itself.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Below Linux' ephemeral ports. One of those could, while its server is down, be given to an outgoing connection; a
+# client that retries could even connect to itself.
 PORTS = range(20_000, 32_000)
 # A normal user's PATH on Debian lacks the folders where the servers are.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
@@ -93,7 +96,6 @@ def _base_folder(pid: int) -> Path:
 
 def _leave(pid: int, base: Path, watcher: subprocess.Popen[bytes]) -> None:
     if os.getpid() == pid:  # not in a forked child
-        guard.kill_all(base)
-        shutil.rmtree(base, ignore_errors=True)
+        guard.remove(base)
         watcher.kill()
         watcher.wait()

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from . import (
-    Factory,
-    MariaDB,
-    MySQL,
-    PostgreSQL,
-    PrivateServer,
-    Proxy,
-    ServerError,
-    available,
-    wait_until,
-)
+from . import PostgreSQL, PrivateServer, ServerError, available, wait_until
 from .guard import processes_in
+from .questions import ask, assert_silent
+from .required import FINDERS, require
 
-FINDERS: dict[str, Callable[[], Factory[PrivateServer] | str]] = {
-    "postgresql-machine": lambda: PostgreSQL.find("machine"),
-    "postgresql-wheel": lambda: PostgreSQL.find("wheel"),
-    "mariadb": MariaDB.find,
-    "mysql": MySQL.find,
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+CLEAN_SHUTDOWN = {
+    "postgresql": "database system is shut down",
+    "mariadb": "Shutdown complete",
+    "mysql": "Shutdown complete",
 }
-OPTIONAL_IN_CI = {"mysql"}
-CLEAN_SHUTDOWN = {"postgresql": "database system is shut down", "mariadb": "Shutdown complete", "mysql": "Shutdown complete"}
-# How long we watch that nothing happens.
-SILENCE_SECONDS = 0.3
+IDENTITY = {
+    "postgresql": sa.text("SELECT version(), current_database()"),
+    "mariadb": sa.text("SELECT version(), database()"),
+    "mysql": sa.text("SELECT version(), database()"),
+}
 
 # What a child process runs: start a server, report on it, and wait to be killed.
 CHILD = """
 import sys
-from {package}.test_servers import FINDERS
+from {package}.required import FINDERS
 server = FINDERS[sys.argv[1]]()()
 server.start()
 if sys.argv[2] == "frozen":
@@ -55,67 +48,10 @@ sys.stdin.read()
 """
 
 
-def require(name: str) -> Factory[PrivateServer]:
-    """Return the factory for a kind of server, or skip; where CI must have it, fail."""
-    found = FINDERS[name]()
-    if isinstance(found, str):
-        (pytest.fail if os.environ.get("CI") == "true" and name not in OPTIONAL_IN_CI else pytest.skip)(found)
-    return found
-
-
-def any_postgresql(settings: dict[str, str] | None = None) -> PostgreSQL:
-    """Return the newest PostgreSQL there is, not started, or skip."""
-    found = PostgreSQL.find()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return PostgreSQL(settings=settings)
-
-
-@pytest.fixture(scope="module", params=FINDERS)
-def kept_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
-    """Provide one server of each kind for the whole module."""
-    with require(request.param)() as server:
-        yield server
-
-
-@pytest.fixture
-def server(kept_server: PrivateServer) -> PrivateServer:
-    """Provide a server that runs, whatever the last test did to it."""
-    kept_server.thaw()
-    kept_server.start()
-    return kept_server
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgreSQL]:
-    """Provide any PostgreSQL there is, to tests that do it no harm."""
-    with any_postgresql() as server:
-        yield server
-
-
-@pytest.fixture
-def background() -> Iterator[ThreadPoolExecutor]:
-    """Provide a thread for a query that hangs."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
-
-
-def ask(connection: sa.Connection) -> int:
-    """Let the server answer a question."""
-    return connection.execute(sa.text("SELECT 42")).scalar_one()  # type: ignore[no-any-return]
-
-
-def assert_silent(answer: Future[int]) -> None:
-    """Check that no answer comes."""
-    with pytest.raises(TimeoutError):
-        answer.result(SILENCE_SECONDS)
-
-
 def test_a_server_answers_with_its_version_in_the_database_dlock(server: PrivateServer) -> None:
     """What runs is what was announced."""
-    database = "current_database()" if server.kind == "postgresql" else "database()"
     with server.connect() as connection:
-        version, name = connection.execute(sa.text(f"SELECT version(), {database}")).one()
+        version, name = connection.execute(IDENTITY[server.kind]).one()
     assert server.version in version
     assert ("MariaDB" in version) == (server.kind == "mariadb")
     assert name == "dlock"
@@ -128,19 +64,20 @@ def test_a_server_listens_on_the_loopback_address_only(server: PrivateServer) ->
 
 
 @pytest.mark.parametrize("mode", ["clean", "kill"])
-def test_a_restarted_server_has_its_data_and_its_port(server: PrivateServer, mode: str) -> None:
+def test_a_restarted_server_has_its_data_and_its_port(server: PrivateServer, mode: Literal["clean", "kill"]) -> None:
     """Engines of the tests stay valid over a restart."""
     before, logged = (server.port, server.pid), len(server.log_text())
     with server.connect() as connection:
-        connection.execute(sa.text(f"CREATE TABLE survivor_{mode} (id int)"))
-        connection.execute(sa.text(f"INSERT INTO survivor_{mode} VALUES (42)"))
+        connection.execute(sa.text("DROP TABLE IF EXISTS survivor"))
+        connection.execute(sa.text("CREATE TABLE survivor (id int)"))
+        connection.execute(sa.text("INSERT INTO survivor VALUES (42)"))
         connection.commit()
-    server.restart("clean" if mode == "clean" else "kill")
+    server.restart(mode)
     assert server.port == before[0]
     assert server.pid != before[1]
     assert (CLEAN_SHUTDOWN[server.kind] in server.log_text()[logged:]) == (mode == "clean")
     with server.connect() as connection:
-        assert connection.execute(sa.text(f"SELECT id FROM survivor_{mode}")).scalar_one() == 42
+        assert connection.execute(sa.text("SELECT id FROM survivor")).scalar_one() == 42
 
 
 def test_a_killed_server_is_gone_and_tells_its_clients_nothing(server: PrivateServer) -> None:
@@ -170,44 +107,10 @@ def test_a_frozen_server_keeps_its_connections_and_answers_when_thawed(
         assert answer.result(10) == 42
 
 
-def test_a_proxy_that_is_cut_is_a_black_hole_until_restored(server: PrivateServer, background: ThreadPoolExecutor) -> None:
-    """Bytes sent into the hole arrive after it is mended."""
-    with Proxy(server) as proxy, proxy.connect() as connection:
-        assert ask(connection) == 42
-        proxy.cut()
-        answer = background.submit(ask, connection)
-        try:
-            assert_silent(answer)
-        finally:
-            proxy.restore()
-        assert answer.result(10) == 42
-
-
-def test_a_proxy_that_drops_breaks_both_sides_and_takes_new_connections(server: PrivateServer) -> None:
-    """A reset connection is an error for the client, and the server ends its session."""
-    with Proxy(server) as proxy:
-        with proxy.connect() as connection:
-            assert proxy.connections == 1
-            proxy.drop()
-            assert proxy.connections == 0
-            with pytest.raises(DBAPIError):
-                ask(connection)
-        with proxy.connect() as connection:
-            assert ask(connection) == 42
-
-
-def test_a_proxy_refuses_when_its_server_is_down(server: PrivateServer) -> None:
-    """A proxy does not pretend that there is a server."""
-    with Proxy(server) as proxy:
-        server.kill()
-        with pytest.raises(OperationalError):
-            proxy.connect()
-
-
 @pytest.mark.parametrize(("name", "state"), [*((name, "running") for name in FINDERS), ("postgresql-wheel", "frozen")])
 def test_no_server_outlives_a_test_run_that_is_killed(name: str, state: str) -> None:
     """SIGKILL gives the test run no chance to clean up; the guard does it."""
-    require(name)
+    require(FINDERS[name]())
     package = __name__.rpartition(".")[0]
     top = Path(__file__).parents[package.count(".") + 1]
     command = [sys.executable, "-c", CHILD.format(package=package), name, state]
@@ -230,7 +133,7 @@ def is_dead(pid: int) -> bool:
 
 def test_a_server_outlives_the_thread_that_started_it_but_not_its_final_stop() -> None:
     """A test may restart a server in the background."""
-    server = any_postgresql()
+    server = require(PostgreSQL.find())()
     starter = threading.Thread(target=server.start)
     starter.start()
     starter.join()
@@ -249,7 +152,7 @@ def test_postgresql_counts_statements(postgresql: PostgreSQL) -> None:
 
 def test_postgresql_offers_tls_with_a_certificate_of_its_own() -> None:
     """A client can check the certificate."""
-    require("postgresql-machine")  # the wheel is built without TLS
+    require(PostgreSQL.find("machine"))  # the wheel is built without TLS
     with PostgreSQL("machine", tls=True) as server:
         options = {"sslmode": "verify-full", "sslrootcert": str(server.certificate)}
         engine = sa.create_engine(server.url("postgresql+psycopg"), connect_args=options, poolclass=sa.NullPool)
@@ -259,7 +162,8 @@ def test_postgresql_offers_tls_with_a_certificate_of_its_own() -> None:
 
 def test_a_failed_start_shows_the_log() -> None:
     """The error says what the server said, and nothing is left behind."""
-    server = any_postgresql({"max_connections": "plenty"})
+    require(PostgreSQL.find())
+    server = PostgreSQL(settings={"max_connections": "plenty"})
     with pytest.raises(ServerError, match='invalid value for parameter "max_connections"'):
         server.start()
     assert processes_in(server.folder) == []

@@ -1,0 +1,74 @@
+"""A process that takes one key again and again, and writes down when it was inside.
+
+The stamps are of the monotonic clock, which all processes of a machine share; each line is one
+write to a file opened for appending, so lines of several processes do not mix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from typing import Any
+
+from dlock_core import AsyncLockProvider, LockProvider
+
+
+class Diary:
+    """The file where all contenders write."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def note(self, event: str) -> None:
+        """Write one line at once."""
+        os.write(self._file, f"{event} {os.getpid()} {time.monotonic():.9f}\n".encode())
+
+
+def contend(url: str, key: str, until: float, diary: Diary) -> None:
+    """Work in turns until the time is over."""
+    with LockProvider(url) as locks:
+        while time.monotonic() < until:
+            with locks.lock(key, timeout=30):
+                diary.note("enter")
+                time.sleep(random.uniform(0, 0.01))
+                diary.note("leave")
+
+
+async def acontend(url: str, key: str, until: float, diary: Diary) -> None:
+    """Do the same over an async driver."""
+    async with AsyncLockProvider(url) as locks:
+        while time.monotonic() < until:
+            async with locks.lock(key, timeout=30):
+                diary.note("enter")
+                await asyncio.sleep(random.uniform(0, 0.01))
+                diary.note("leave")
+
+
+async def alcontend(url: str, key: str, until: float, diary: Diary) -> None:
+    """Do the same by `alock` over a sync driver."""
+    with LockProvider(url) as locks:
+        while time.monotonic() < until:
+            async with locks.alock(key, timeout=30):
+                diary.note("enter")
+                await asyncio.sleep(random.uniform(0, 0.01))
+                diary.note("leave")
+
+
+def main() -> None:
+    """Run with: api, url, key, end on the monotonic clock, path of the diary."""
+    api, url, key, end, path = sys.argv[1:]
+    arguments: Any = (url, key, float(end), Diary(path))
+    match api:
+        case "sync":
+            contend(*arguments)
+        case "async":
+            asyncio.run(acontend(*arguments))
+        case _:
+            asyncio.run(alcontend(*arguments))
+
+
+if __name__ == "__main__":
+    main()
