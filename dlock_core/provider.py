@@ -91,9 +91,7 @@ class LockProvider(_BaseProvider):
     def alock(self, key: object, *, timeout: float | None = None, shared: bool = False) -> AsyncLock:
         """Make a lock for one use in an asyncio task; what blocks runs in threads of this provider."""
         request = self._manager.request(key, shared=shared)
-        return AsyncLock(
-            self._manager, request, parse_timeout(timeout), lambda: Threaded(self._manager.workers)
-        )
+        return AsyncLock(self._manager, request, parse_timeout(timeout), lambda: Threaded(self._manager.workers))
 
     def locked(self, key: KeySource, *, timeout: float | None = None, shared: bool = False) -> Callable[[F], F]:
         """Decorate a function: each call runs under a fresh lock.
@@ -131,7 +129,12 @@ class AsyncLockProvider(_BaseProvider):
     """
 
     def __init__(
-        self, engine_or_url: AsyncEngine | URL | str, *, prefix: str = "", show_keys: bool = True, unsafe_ok: bool = False
+        self,
+        engine_or_url: AsyncEngine | URL | str,
+        *,
+        prefix: str = "",
+        show_keys: bool = True,
+        unsafe_ok: bool = False,
     ) -> None:
         given = isinstance(engine_or_url, AsyncEngine)
         self._engine = engine_or_url if isinstance(engine_or_url, AsyncEngine) else _make_async(engine_or_url)
@@ -175,7 +178,9 @@ def _make(factory: Callable[[URL], Any], url: object) -> Any:
             f"pip install 'dlock-suite[{drivername.partition('+')[0]}]', or correct the URL"
         ) from error
     except ArgumentError as error:
-        raise ValueError(f"not a database URL; give one like postgresql+psycopg://user@host/database ({error})") from error
+        raise ValueError(
+            f"not a database URL; give one like postgresql+psycopg://user@host/database ({error})"
+        ) from error
 
 
 def _make_async(url: object) -> AsyncEngine:
@@ -188,4 +193,6 @@ def _create_async_engine(url: URL) -> AsyncEngine:
     except Exception as error:
         if type(error).__name__ != "InvalidRequestError":
             raise
-        raise UnsupportedError(f"the driver of {url.drivername} is not async: use LockProvider and its alock()") from error
+        raise UnsupportedError(
+            f"the driver of {url.drivername} is not async: use LockProvider and its alock()"
+        ) from error

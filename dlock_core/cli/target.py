@@ -41,9 +41,7 @@ def parse_target(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         # SQLAlchemy's message repeats the text, and with it a password.
-        raise Refusal(
-            "this is not a database URL; expected e.g. postgresql+psycopg://user@host/db"
-        ) from None
+        raise Refusal("this is not a database URL; expected e.g. postgresql+psycopg://user@host/db") from None
     if _in_memory(url):
         raise Refusal(f"{shown(url)}: other processes cannot see an in-memory database")
     return url
@@ -60,9 +58,7 @@ def check_target(url: URL, *, key: str) -> None:
             raise Refusal(f"{shown(url)}: an async driver; give the URL of a sync one")
         _take_once(url, key)
     except LockTimeoutError:
-        raise Refusal(
-            f"someone else holds {key!r} on {shown(url)}; choose another with --key"
-        ) from None
+        raise Refusal(f"someone else holds {key!r} on {shown(url)}; choose another with --key") from None
     except (SQLAlchemyError, LockError, ImportError, OSError) as error:
         raise Refusal(_reason(url, error)) from None
 

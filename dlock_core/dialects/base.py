@@ -89,9 +89,7 @@ class ServerDialect(LockDialect, Protocol):
         """Set what keeps the server from taking the session, and its locks, away."""
         ...
 
-    def acquire(
-        self, session: Statements, name: Any, *, shared: bool, timeout: float | None, label: str
-    ) -> bool:
+    def acquire(self, session: Statements, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
         """Ask for the lock, see `Session.acquire`."""
         ...
 

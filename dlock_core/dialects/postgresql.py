@@ -121,9 +121,7 @@ class PostgreSQL:
             if sqlstate(error) not in (UNDEFINED_OBJECT, INVALID_PARAMETER_VALUE):
                 raise
 
-    def acquire(
-        self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str
-    ) -> bool:
+    def acquire(self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str) -> bool:
         if timeout == 0:
             attempt = TRY_SHARED if shared else TRY
             return bool(session.first(attempt, name=name, label=label)[0])

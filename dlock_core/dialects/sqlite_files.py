@@ -43,9 +43,7 @@ READER = ("BEGIN", "SELECT count(*) FROM sqlite_master")
 # SQLite remembers per process which of its files are locked, and a forked child inherits that memory:
 # no fork may happen while a statement of ours changes it.
 _fork_guard = threading.Lock()
-os.register_at_fork(
-    before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_fork_guard.release
-)
+os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_fork_guard.release)
 
 
 class SideFile:

@@ -18,9 +18,7 @@ from click.testing import CliRunner, Result
 from dlock_core.cli.demo import crew, race
 from dlock_core.cli.group import dlock
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"
-)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 MARK = "DLOCK_TEST_DEMO"
 SHORT = ("--seconds", "3", "--workers", "3", "--kills", "1")
@@ -87,9 +85,7 @@ def demo_with(monkeypatch: pytest.MonkeyPatch, kind: str, *arguments: str) -> Re
     return CliRunner().invoke(dlock, ["demo", *arguments])
 
 
-def test_the_demo_over_sqlite_ends_well_and_shows_its_timeline(
-    mark: str, tmp_path: Path
-) -> None:
+def test_the_demo_over_sqlite_ends_well_and_shows_its_timeline(mark: str, tmp_path: Path) -> None:
     """Three workers and the replacement of the killed one each have their row."""
     demo = start(*SHORT)
     output, errors = demo.communicate(timeout=60)
@@ -133,9 +129,7 @@ def test_a_worker_that_crashes_is_shown_with_its_stderr(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_all_workers_and_still_reports(
-    mark: str, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupt_ends_all_workers_and_still_reports(mark: str, tmp_path: Path, number: signal.Signals) -> None:
     """Status 130, the timeline so far, no process and no file left."""
     demo = start_and_wait_for_progress(*LONG)
     demo.send_signal(number)

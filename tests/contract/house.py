@@ -23,7 +23,7 @@ AnyProvider = LockProvider | AsyncLockProvider
 
 def until(condition: Callable[[], object], what: str = "it") -> None:
     """Wait until a condition holds."""
-    wait_until(lambda: bool(condition()), what)
+    wait_until(lambda: bool(condition()), what, 10)
 
 
 class House:

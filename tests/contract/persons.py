@@ -18,7 +18,7 @@ from dlock_core import AsyncLock, Lock
 
 __all__ = ["AnyLock", "Loop", "Person", "TaskPerson", "ThreadPerson"]
 
-PATIENCE = 20.0
+PATIENCE = 15.0
 AnyLock = Lock | AsyncLock
 
 

@@ -30,7 +30,14 @@ def _decorated(house: House, key: Any, inside: list[int], **options: Any) -> Any
     return arun
 
 
-@pytest.mark.parametrize("key", ["orders:{order_id}:{note}", ("orders", "{order_id}", "{note}"), lambda order_id, note="none": f"o{order_id}{note}"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "orders:{order_id}:{note}",
+        ("orders", "{order_id}", "{note}"),
+        lambda order_id, note="none": f"o{order_id}{note}",
+    ],
+)
 def test_each_call_runs_under_its_own_lock(house: House, key: Any) -> None:
     """The key comes from the arguments, positional, by keyword or by default; the result comes back."""
     inside: list[int] = []

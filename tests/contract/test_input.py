@@ -85,7 +85,9 @@ def test_a_prefix_that_is_no_text_is_refused(house: House, prefix: Any) -> None:
         house.new_provider(prefix=prefix)
 
 
-@pytest.mark.parametrize("key", ["k", "ключ", "🔒", "a\0b", "x" * 10_000, "%s %(a)s {b} :c", b"\xff\x00", 0, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize(
+    "key", ["k", "ключ", "🔒", "a\0b", "x" * 10_000, "%s %(a)s {b} :c", b"\xff\x00", 0, -(2**63), 2**63 - 1]
+)
 def test_every_good_key_works(house: House, key: Any) -> None:
     """Any text, bytes or int is a lock, and excludes the same key elsewhere."""
     person, stranger = house.person(), house.stranger()

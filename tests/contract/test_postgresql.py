@@ -114,7 +114,7 @@ def test_a_wait_is_one_statement(house: House, witness: PostgreSQLWitness, timeo
     else:
         assert not wait.result(5)
     calls = witness.scalar("SELECT sum(calls) FROM pg_stat_statements WHERE query LIKE '%pg_%advisory_lock%'")
-    assert calls == 2
+    assert calls == (1 if timeout else 2)  # the server does not count a statement that ends in an error
     (holder if timeout else waiter).release()
 
 

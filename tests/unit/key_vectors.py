@@ -140,7 +140,9 @@ def _mysql_name(prefix: str, key: Key) -> str:
 
 def _label(prefix: str, key: Key) -> str:
     parts = [part for part in (prefix, *(key if isinstance(key, tuple) else (key,))) if part != ""]
-    text = ":".join(part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else f"{part}" for part in parts)
+    text = ":".join(
+        part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else f"{part}" for part in parts
+    )
     return "".join("?" if c != " " and unicodedata.category(c)[0] in "CZ" else c for c in text)
 
 

@@ -117,9 +117,7 @@ def test_an_idle_thread_ends_after_its_time_and_the_next_job_finds_another(
     assert workers.submit(threading.current_thread).result(5) is not first
 
 
-def test_a_job_that_meets_a_thread_about_to_end_is_not_lost(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_meets_a_thread_about_to_end_is_not_lost(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each job is answered, whichever of the two is faster."""
     monkeypatch.setattr(threads, "IDLE_SECONDS", 0.0005)
     used = set()

@@ -51,9 +51,7 @@ _STDERR_LINES = 30
     show_default=True,
     help="How many holders are killed with SIGKILL.",
 )
-@click.option(
-    "--key", default="dlock-demo", show_default=True, help="The key of the lock."
-)
+@click.option("--key", default="dlock-demo", show_default=True, help="The key of the lock.")
 def demo(url: str | None, workers: int, seconds: float, kills: int, key: str) -> None:
     """Let processes compete for one lock, and kill some while they hold it.
 
@@ -93,9 +91,7 @@ def _run_to_the_end(race: Race) -> bool:
     return True
 
 
-def _show(
-    console: Console, title: str, plan: Plan
-) -> AbstractContextManager[LiveShow | PlainShow]:
+def _show(console: Console, title: str, plan: Plan) -> AbstractContextManager[LiveShow | PlainShow]:
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveShow(console, title=title, plan=plan)
     return nullcontext(PlainShow(title))
@@ -106,9 +102,7 @@ def _interrupted_by_any_signal() -> Iterator[None]:
     """End as on Ctrl-C when told to by others: workers, folder and cursor in order."""
     names = ("SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {
-        number: signal.signal(number, signal.default_int_handler) for number in numbers
-    }
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:

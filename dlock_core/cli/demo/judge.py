@@ -134,10 +134,7 @@ def find_holds(events: Iterable[Event], *, now: float | None = None) -> list[Hol
         elif event.kind is Kind.ENDED and event.worker in held:
             start = held.pop(event.worker)
             holds.append(Hold(event.worker, start, start))
-    holds += [
-        Hold(worker, start, start if now is None else now)
-        for worker, start in held.items()
-    ]
+    holds += [Hold(worker, start, start if now is None else now) for worker, start in held.items()]
     return sorted(holds, key=lambda hold: hold.start)
 
 
@@ -214,9 +211,7 @@ def find_crashes(events: Iterable[Event]) -> list[Event]:
     return [
         event
         for event in events
-        if event.kind is Kind.ENDED
-        and event.worker not in killed
-        and (event.note != "0" or event.at < stopped)
+        if event.kind is Kind.ENDED and event.worker not in killed and (event.note != "0" or event.at < stopped)
     ]
 
 

@@ -115,11 +115,7 @@ class Scene:
 
     def _pids(self, holders: Sequence[Hold]) -> str | None:
         names = {hold.worker for hold in holders}
-        pids = [
-            event.note
-            for event in self.events
-            if event.kind is Kind.STARTED and event.worker in names
-        ]
+        pids = [event.note for event in self.events if event.kind is Kind.STARTED and event.worker in names]
         return f"pid {' and '.join(pids)}" if pids else None
 
     def _big(self, holders: Sequence[Hold]) -> Text:
@@ -160,9 +156,7 @@ class Scene:
     def _counters(self) -> Text:
         grants = len(find_holds(self.events))
         kills = len(find_recoveries(self.events))
-        return Text(
-            f"grants {grants}   kills {kills} of {self.plan.kills}", style="bold"
-        )
+        return Text(f"grants {grants}   kills {kills} of {self.plan.kills}", style="bold")
 
 
 def _is_dead(own: Iterable[Event]) -> bool:

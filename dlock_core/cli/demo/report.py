@@ -26,9 +26,7 @@ MARGIN = 24
 _WIDEST = 120
 
 
-def print_report(
-    console: Console, *, events: Sequence[Event], verdict: Verdict
-) -> None:
+def print_report(console: Console, *, events: Sequence[Event], verdict: Verdict) -> None:
     """Print the timeline, each fault, and the verdict as the last line."""
     start = origin(events)
     if start is not None:
@@ -66,9 +64,7 @@ def recovery_words(recovery: Recovery) -> str:
     killed = f"{recovery.victim} killed while holding"
     if recovery.seconds is None:
         return f"{killed}; nobody has the lock yet"
-    return (
-        f"{killed}; {recovery.heir} got the lock {recovery.seconds * 1000:.1f} ms later"
-    )
+    return f"{killed}; {recovery.heir} got the lock {recovery.seconds * 1000:.1f} ms later"
 
 
 def counted(number: int, noun: str) -> str:
@@ -76,9 +72,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _print_timeline(
-    console: Console, events: Sequence[Event], verdict: Verdict, canvas: Canvas
-) -> None:
+def _print_timeline(console: Console, events: Sequence[Event], verdict: Verdict, canvas: Canvas) -> None:
     for worker, own in by_worker(events).items():
         row = Text(f"{worker:>4} ", style=f"bold {style_of(worker)}")
         row += worker_row(own, canvas=canvas, now=canvas.end)

@@ -114,9 +114,7 @@ def legend(*, ascii_only: bool) -> Text:
     )
 
 
-def _waiting_cells(
-    waits: Iterable[tuple[float, float]], canvas: Canvas, glyphs: _Glyphs
-) -> list[str]:
+def _waiting_cells(waits: Iterable[tuple[float, float]], canvas: Canvas, glyphs: _Glyphs) -> list[str]:
     cells = [" "] * canvas.width
     for since, until in waits:
         first = round(canvas.position(since, cells=canvas.width))

@@ -1,0 +1,82 @@
+"""Askers without a database: they never block, so a test decides what happens when."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, cast
+
+from dlock_core.contexts import Blocking
+from dlock_core.entries import Entries, State, Ticket
+
+if TYPE_CHECKING:
+    from dlock_core.dialects.base import Session
+    from dlock_core.timeouts import Deadline
+
+
+class RecordingLatch:
+    """A latch that counts how often it was set."""
+
+    def __init__(self, person: Person) -> None:
+        self._person = person
+        self.woken = 0
+
+    def set(self) -> bool:
+        self.woken += 1
+        return not self._person.gone
+
+    def wait(self, deadline: Deadline) -> bool:  # noqa: ARG002
+        raise AssertionError("the bookkeeping itself must never wait")
+
+
+class Person(Blocking):
+    """A thread, or with `home` a task that lives in the thread of somebody else.
+
+    Args:
+        name: For the messages of failed tests.
+        home: The person in whose thread this one is a task.
+    """
+
+    def __init__(self, name: str, home: Person | None = None) -> None:
+        self.name = name
+        self.gone = False
+        self.thread: threading.Thread = home.thread if home else threading.Thread(name=name)
+        self.identity: object = self if home else self.thread
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def owner(self) -> object:
+        return self.identity
+
+    def latch(self) -> RecordingLatch:
+        return RecordingLatch(self)
+
+    def ticket(self, key: str, *, shared: bool = False, once: bool = False) -> Ticket:
+        """Make a ticket, as if it were made in this person's thread."""
+        ticket = Ticket(key, self, shared=shared, once=once)
+        ticket.thread = self.thread
+        return ticket
+
+    def ask(self, entries: Entries, key: str, *, shared: bool = False, once: bool = False) -> Ticket:
+        """Ask for a key; a single try that fails at once is GONE."""
+        ticket = self.ticket(key, shared=shared, once=once)
+        entered = entries.ask(key, ticket, self)
+        assert entered == (ticket.state is not State.GONE)
+        return ticket
+
+    def hold(self, entries: Entries, key: str, *, shared: bool = False) -> Ticket:
+        """Ask for a key that is free here, and get it from the server."""
+        ticket = self.ask(entries, key, shared=shared)
+        assert entries.granted(ticket, session())
+        return ticket
+
+
+def session() -> Session:
+    """Make a server session that only has an identity."""
+    return cast("Session", object())
+
+
+def woken(ticket: Ticket) -> int:
+    """Tell how often a queued asker was woken."""
+    assert isinstance(ticket.latch, RecordingLatch)
+    return ticket.latch.woken

@@ -1,0 +1,574 @@
+"""The bookkeeping of one process: who goes to the server, who queues, and who goes next."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dlock_core import DeadlockError
+from dlock_core.contexts import BLOCKING
+from dlock_core.entries import Entries, State, Ticket
+from dlock_core.timeouts import Deadline
+
+from .people import Person, session, woken
+
+
+@pytest.fixture
+def entries() -> Entries:
+    """The keys of one provider."""
+    return Entries()
+
+
+@pytest.fixture
+def ann() -> Person:
+    """A thread."""
+    return Person("ann")
+
+
+@pytest.fixture
+def ben() -> Person:
+    """A thread."""
+    return Person("ben")
+
+
+@pytest.fixture
+def cid() -> Person:
+    """A thread."""
+    return Person("cid")
+
+
+@pytest.fixture
+def dan() -> Person:
+    """A thread."""
+    return Person("dan")
+
+
+def free(entries: Entries, ticket: Ticket) -> None:
+    """Release a ticket, and let the server answer."""
+    assert entries.release(ticket)
+    entries.ended(ticket)
+
+
+class TestQueue:
+    """First come, first served, and one at the server."""
+
+    def test_the_first_asker_of_a_key_goes_to_the_server_at_once(self, entries: Entries, ann: Person) -> None:
+        """He needs no latch: nobody is in front of him."""
+        ticket = ann.ask(entries, "k")
+        assert ticket.state is State.ASKING
+        assert ticket.latch is None
+
+    def test_others_queue_while_one_is_at_the_server(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """They are neither sent nor woken, whatever they want."""
+        ann.ask(entries, "k")
+        queued = [ben.ask(entries, "k"), cid.ask(entries, "k", shared=True)]
+        assert [ticket.state for ticket in queued] == [State.QUEUED, State.QUEUED]
+        assert [woken(ticket) for ticket in queued] == [0, 0]
+
+    def test_keys_do_not_concern_one_another(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """Another key is another queue."""
+        ann.hold(entries, "k")
+        assert ben.ask(entries, "other").state is State.ASKING
+
+    def test_the_next_goes_to_the_server_only_when_the_unlock_is_answered(
+        self, entries: Entries, ann: Person, ben: Person
+    ) -> None:
+        """Until then the server would refuse us our own lock."""
+        held, queued = ann.hold(entries, "k"), ben.ask(entries, "k")
+        assert entries.release(held)
+        assert (held.state, queued.state) == (State.ENDING, State.QUEUED)
+        entries.ended(held)
+        assert (held.state, queued.state) == (State.GONE, State.ASKING)
+        assert woken(queued) == 1
+
+    def test_the_queue_is_served_in_the_order_of_asking(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person, dan: Person
+    ) -> None:
+        """Nobody overtakes, and nobody is woken before his turn."""
+        holder = ann.hold(entries, "k")
+        queued = [person.ask(entries, "k") for person in (dan, ben, cid)]
+        for turn, ticket in enumerate(queued):
+            free(entries, holder)
+            assert [woken(other) for other in queued] == [1] * (turn + 1) + [0] * (2 - turn)
+            assert entries.granted(ticket, session())
+            holder = ticket
+
+    def test_one_who_gives_up_at_the_server_sends_the_next(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """A timeout at the server passes the turn on."""
+        head, queued = ann.ask(entries, "k"), ben.ask(entries, "k")
+        assert entries.waiting(head)
+        assert entries.leave(head) is State.ASKING
+        assert queued.state is State.ASKING
+        assert woken(queued) == 1
+
+    def test_one_who_leaves_the_queue_is_passed_over(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """A timeout in the queue leaves no gap in it."""
+        holder, leaver, queued = ann.hold(entries, "k"), ben.ask(entries, "k"), cid.ask(entries, "k")
+        assert entries.leave(leaver) is State.QUEUED
+        free(entries, holder)
+        assert (leaver.state, queued.state) == (State.GONE, State.ASKING)
+
+    def test_one_whose_turn_comes_as_his_time_ends_passes_it_on(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """He was woken, but looks at the clock first: the wake-up must not be lost."""
+        holder, late, queued = ann.hold(entries, "k"), ben.ask(entries, "k"), cid.ask(entries, "k")
+        free(entries, holder)
+        assert woken(late) == 1
+        assert entries.leave(late) is State.ASKING
+        assert queued.state is State.ASKING
+
+    def test_an_asker_whose_loop_is_closed_is_passed_over(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """He can never go to the server, so the turn is the next one's."""
+        holder, gone, queued = ann.hold(entries, "k"), ben.ask(entries, "k"), cid.ask(entries, "k")
+        ben.gone = True
+        free(entries, holder)
+        assert (gone.state, queued.state) == (State.GONE, State.ASKING)
+
+    def test_a_key_whose_last_asker_is_gone_with_his_loop_is_free(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Nothing stays in his name."""
+        holder, _ = ann.hold(entries, "k"), ben.ask(entries, "k")
+        ben.gone = True
+        free(entries, holder)
+        assert entries._entries == {}
+        assert cid.ask(entries, "k", once=True).state is State.ASKING
+
+    def test_leaving_a_held_lock_changes_nothing(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """It must be released instead, and the caller is told so."""
+        held, queued = ann.hold(entries, "k"), ben.ask(entries, "k")
+        assert entries.leave(held) is State.HELD
+        assert (held.state, queued.state) == (State.HELD, State.QUEUED)
+
+    def test_a_grant_for_one_who_left_is_to_be_given_back(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """He does not hold, and the next one's turn is untouched."""
+        left, queued = ann.ask(entries, "k"), ben.ask(entries, "k")
+        entries.leave(left)
+        assert not entries.granted(left, session())
+        assert not entries.waiting(left)
+        assert (left.state, queued.state) == (State.GONE, State.ASKING)
+        assert entries.held() == []
+
+    def test_a_key_that_nobody_wants_leaves_no_trace(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """However the last one left: a million keys must not fill the memory."""
+        free(entries, ann.hold(entries, "released"))
+        entries.leave(ann.ask(entries, "refused"))
+        held = ann.hold(entries, "lost")
+        assert held.session is not None
+        entries.lose(held.session)
+        held, queued = ann.hold(entries, "queued"), ben.ask(entries, "queued")
+        entries.leave(queued)
+        free(entries, held)
+        assert entries._entries == {}
+        assert entries._awaited == {}
+
+
+class TestReaders:
+    """Shared locks."""
+
+    def test_readers_join_a_shared_hold(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """The server decides whether they may: a writer of another process may wait there."""
+        ann.hold(entries, "k", shared=True)
+        reader = ben.ask(entries, "k", shared=True)
+        assert reader.state is State.ASKING
+        assert entries.granted(reader, session())
+        assert len(entries.held()) == 2
+
+    def test_readers_queue_behind_a_writer_who_waits(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Or a stream of readers would keep him out for ever."""
+        ann.hold(entries, "k", shared=True)
+        ben.ask(entries, "k")
+        assert cid.ask(entries, "k", shared=True).state is State.QUEUED
+
+    def test_readers_go_on_when_the_writer_in_front_leaves(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """What kept them back is gone, though the holder still holds."""
+        ann.hold(entries, "k", shared=True)
+        writer, reader = ben.ask(entries, "k"), cid.ask(entries, "k", shared=True)
+        entries.leave(writer)
+        assert reader.state is State.ASKING
+        assert woken(reader) == 1
+
+    def test_queued_readers_are_sent_as_soon_as_the_one_in_front_is_in(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person, dan: Person
+    ) -> None:
+        """One at the server at a time, up to the next writer."""
+        holder = ann.hold(entries, "k")
+        first, second, writer = (
+            ben.ask(entries, "k", shared=True),
+            cid.ask(entries, "k", shared=True),
+            dan.ask(entries, "k"),
+        )
+        free(entries, holder)
+        assert (first.state, second.state) == (State.ASKING, State.QUEUED)
+        assert entries.granted(first, session())
+        assert second.state is State.ASKING
+        assert entries.granted(second, session())
+        assert writer.state is State.QUEUED
+
+    def test_a_writer_waits_for_the_last_reader(self, entries: Entries, ann: Person, ben: Person, cid: Person) -> None:
+        """Not only for the one who was there first."""
+        readers = [person.hold(entries, "k", shared=True) for person in (ann, ben)]
+        writer = cid.ask(entries, "k")
+        free(entries, readers[0])
+        assert writer.state is State.QUEUED
+        free(entries, readers[1])
+        assert writer.state is State.ASKING
+
+    def test_a_reader_who_unlocks_lets_no_one_join_meanwhile(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Two statements for one key at one time could be answered in either order."""
+        leaving, _ = ann.hold(entries, "k", shared=True), ben.hold(entries, "k", shared=True)
+        entries.release(leaving)
+        reader = cid.ask(entries, "k", shared=True)
+        assert reader.state is State.QUEUED
+        entries.ended(leaving)
+        assert reader.state is State.ASKING
+
+
+class TestSingleTries:
+    """Tries that do not wait: for another's answer yes, for another's hold never."""
+
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_a_try_for_a_held_key_fails_at_once(self, entries: Entries, ann: Person, ben: Person, shared: bool) -> None:
+        """Without a word to the server."""
+        ann.hold(entries, "k")
+        assert ben.ask(entries, "k", once=True, shared=shared).state is State.GONE
+
+    def test_a_writer_s_try_fails_while_readers_hold(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """A shared hold is a hold."""
+        ann.hold(entries, "k", shared=True)
+        assert ben.ask(entries, "k", once=True).state is State.GONE
+
+    def test_a_reader_s_try_fails_while_a_writer_queues(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """It would have to wait for the writer."""
+        ann.hold(entries, "k", shared=True)
+        ben.ask(entries, "k")
+        assert cid.ask(entries, "k", once=True, shared=True).state is State.GONE
+
+    def test_a_try_waits_for_the_answer_to_the_one_in_front(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """The one in front may be refused because of what he wants: then it is the try's turn."""
+        head, single = ann.ask(entries, "k"), ben.ask(entries, "k", once=True)
+        assert single.state is State.QUEUED
+        entries.leave(head)
+        assert single.state is State.ASKING
+
+    def test_a_queued_try_fails_when_the_one_in_front_gets_the_lock(
+        self, entries: Entries, ann: Person, ben: Person
+    ) -> None:
+        """The answer that it waited for has come."""
+        head, single = ann.ask(entries, "k"), ben.ask(entries, "k", once=True)
+        entries.granted(head, session())
+        assert single.state is State.GONE
+        assert woken(single) == 1
+
+    def test_a_queued_try_fails_when_the_one_in_front_begins_to_wait(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """The server has said that the key is taken; who waits is not touched."""
+        head, single, patient = ann.ask(entries, "k"), ben.ask(entries, "k", once=True), cid.ask(entries, "k")
+        assert entries.waiting(head)
+        assert (single.state, patient.state) == (State.GONE, State.QUEUED)
+
+    def test_a_try_fails_at_once_while_somebody_waits_at_the_server(
+        self, entries: Entries, ann: Person, ben: Person
+    ) -> None:
+        """No answer is to be expected soon."""
+        entries.waiting(ann.ask(entries, "k"))
+        assert ben.ask(entries, "k", once=True).state is State.GONE
+
+    def test_a_reader_s_queued_try_goes_on_when_the_reader_in_front_gets_in(
+        self, entries: Entries, ann: Person, ben: Person
+    ) -> None:
+        """They exclude each other no more than two readers do."""
+        head, single = ann.ask(entries, "k", shared=True), ben.ask(entries, "k", shared=True, once=True)
+        entries.granted(head, session())
+        assert single.state is State.ASKING
+
+    def test_a_reader_s_queued_try_fails_behind_a_queued_writer(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """The reader in front got in, but the writer between them must wait, and so would the try."""
+        head, _ = ann.ask(entries, "k", shared=True), ben.ask(entries, "k")
+        single = cid.ask(entries, "k", shared=True, once=True)
+        entries.granted(head, session())
+        assert single.state is State.GONE
+
+    def test_a_try_during_an_unlock_waits_for_its_answer(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """The holder has released: that the server does not know yet is no reason to fail."""
+        held = ann.hold(entries, "k")
+        entries.release(held)
+        single = ben.ask(entries, "k", once=True)
+        assert single.state is State.QUEUED
+        entries.ended(held)
+        assert single.state is State.ASKING
+
+    def test_queued_tries_ask_one_after_another(self, entries: Entries, ann: Person, ben: Person, cid: Person) -> None:
+        """Each has his own answer; one who is refused leaves and sends the next."""
+        held = ann.hold(entries, "k")
+        entries.release(held)
+        first, second = ben.ask(entries, "k", once=True), cid.ask(entries, "k", once=True)
+        entries.ended(held)
+        entries.leave(first)
+        assert (first.state, second.state) == (State.GONE, State.ASKING)
+
+
+class TestOwners:
+    """Who waits for himself."""
+
+    def test_a_second_try_of_the_holder_fails(self, entries: Entries, ann: Person) -> None:
+        """A lock is taken once; the first hold is untouched."""
+        held = ann.hold(entries, "k", shared=True)
+        assert ann.ask(entries, "k", shared=True, once=True).state is State.GONE
+        assert entries.held() == [held]
+
+    def test_a_second_wait_of_the_holder_is_a_deadlock(self, entries: Entries, ann: Person) -> None:
+        """The error names the key and says what to do; nothing of the ask stays."""
+        held = ann.hold(entries, "k")
+        with pytest.raises(DeadlockError, match=r"'k'.*wait for itself.*disown") as caught:
+            ann.ask(entries, "k")
+        assert caught.value.key == "k"
+        assert entries.held() == [held]
+        assert entries._awaited == {}
+
+    def test_a_disowned_hold_may_be_waited_for_by_its_taker(self, entries: Entries, ann: Person) -> None:
+        """Somebody else will release it."""
+        held = ann.hold(entries, "k")
+        held.disown()
+        queued = ann.ask(entries, "k")
+        free(entries, held)
+        assert queued.state is State.ASKING
+
+    def test_a_cycle_of_two_is_a_deadlock_for_the_second(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """Who closes the circle is told; the other goes on waiting, and gets the lock."""
+        ann.hold(entries, "x")
+        y = ben.hold(entries, "y")
+        wait = ann.ask(entries, "y")
+        with pytest.raises(DeadlockError, match=r"'x'.*sorted") as caught:
+            ben.ask(entries, "x")
+        assert caught.value.key == "x"
+        free(entries, y)
+        assert wait.state is State.ASKING
+
+    def test_a_cycle_through_readers_and_waiters_is_a_deadlock(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person, dan: Person
+    ) -> None:
+        """The walk passes through every reader of a key, and through those who wait."""
+        ann.hold(entries, "x", shared=True)
+        ben.hold(entries, "x", shared=True)
+        cid.hold(entries, "y")
+        dan.hold(entries, "z")
+        ben.ask(entries, "y")
+        cid.ask(entries, "z")
+        with pytest.raises(DeadlockError):
+            dan.ask(entries, "x")
+
+    def test_a_chain_of_waits_is_no_deadlock(self, entries: Entries, ann: Person, ben: Person, cid: Person) -> None:
+        """The one at its end does not wait."""
+        ann.hold(entries, "x")
+        ben.hold(entries, "y")
+        ben.ask(entries, "x")
+        assert cid.ask(entries, "y").state is State.QUEUED
+
+    def test_a_single_try_in_a_circle_just_fails(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """It does not wait, so there is no deadlock."""
+        ann.hold(entries, "x")
+        ben.hold(entries, "y")
+        ann.ask(entries, "y")
+        assert ben.ask(entries, "x", once=True).state is State.GONE
+
+    def test_one_who_left_the_queue_closes_no_circle(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """His wait is over, so others may wait for him."""
+        ann.hold(entries, "x")
+        ben.hold(entries, "y")
+        entries.leave(ann.ask(entries, "y"))
+        assert ben.ask(entries, "x").state is State.QUEUED
+
+    def test_a_disowned_lock_closes_no_circle(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """Nobody knows who will release it, so it may be somebody who does not wait."""
+        ann.hold(entries, "x").disown()
+        ben.hold(entries, "y")
+        ann.ask(entries, "y")
+        assert ben.ask(entries, "x").state is State.QUEUED
+
+    def test_tasks_of_one_thread_wait_for_one_another(self, entries: Entries, ann: Person) -> None:
+        """They are owners of their own."""
+        first, second = Person("first", home=ann), Person("second", home=ann)
+        held, queued = first.hold(entries, "k"), second.ask(entries, "k")
+        free(entries, held)
+        assert queued.state is State.ASKING
+
+    def test_a_thread_that_would_block_the_task_that_holds_is_told(self, entries: Entries, ann: Person) -> None:
+        """A blocking wait inside an event loop stops the loop, and with it the one who would release."""
+        Person("task", home=ann).hold(entries, "k")
+        with pytest.raises(DeadlockError, match="wait for itself"):
+            ann.ask(entries, "k")
+
+
+class TestLoss:
+    """Sessions that die, providers that close."""
+
+    def test_a_dead_session_loses_all_its_locks_and_no_other(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """Their owners are told when they release; the next askers go to the server."""
+        dead = session()
+        lost = [ann.ask(entries, key) for key in ("x", "y")]
+        for ticket in lost:
+            entries.granted(ticket, dead)
+        kept, queued = ann.hold(entries, "z"), ben.ask(entries, "x")
+        assert entries.lose(dead) == lost
+        assert [ticket.state for ticket in lost] == [State.LOST, State.LOST]
+        assert not entries.release(lost[0])
+        assert (kept.state, queued.state) == (State.HELD, State.ASKING)
+
+    def test_a_session_without_locks_loses_none(self, entries: Entries, ann: Person) -> None:
+        """An idle one may die unnoticed."""
+        held = ann.hold(entries, "k")
+        assert entries.lose(session()) == []
+        assert held.state is State.HELD
+
+    def test_a_lock_is_released_once(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """The second release, and a second answer, free nothing of the next holder's."""
+        held, queued = ann.hold(entries, "k"), ben.ask(entries, "k")
+        free(entries, held)
+        entries.granted(queued, session())
+        assert not entries.release(held)
+        entries.ended(held)
+        assert entries.held() == [queued]
+
+    def test_closing_refuses_the_queue_and_forgets_the_holders(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Whoever queues is woken with a no; whoever holds is returned, and has lost."""
+        holders = [ann.hold(entries, "x"), ann.hold(entries, "y")]
+        queued = [ben.ask(entries, "x"), cid.ask(entries, "x")]
+        assert entries.close() == holders
+        assert [ticket.state for ticket in holders] == [State.LOST, State.LOST]
+        assert [(ticket.state, woken(ticket)) for ticket in queued] == [(State.GONE, 1), (State.GONE, 1)]
+        assert entries.held() == []
+        assert entries._entries == {}
+
+    def test_closing_leaves_those_at_the_server_to_the_server(self, entries: Entries, ann: Person, ben: Person) -> None:
+        """Their sessions are ended; what they do then finds its entry."""
+        asking, unlocking = ann.ask(entries, "x"), ben.hold(entries, "y")
+        entries.release(unlocking)
+        entries.close()
+        assert entries.leave(asking) is State.ASKING
+        entries.ended(unlocking)
+        assert entries._entries == {}
+
+
+class TestThreads:
+    """Real threads, real latches."""
+
+    @pytest.mark.parametrize("timeout", [None, 0.0003, 0])
+    def test_many_threads_never_hold_at_once_and_all_come_to_an_end(
+        self, entries: Entries, timeout: float | None
+    ) -> None:
+        """Every thread is answered, with waits for ever, waits that end in the queue, and tries."""
+        server = threading.Lock()
+        overlaps = []
+
+        def take() -> bool:
+            ticket = Ticket("k", BLOCKING, shared=False, once=timeout == 0)
+            if not entries.ask("k", ticket, BLOCKING):
+                return False
+            if ticket.latch is not None and not ticket.latch.wait(Deadline(timeout or None)):
+                return entries.leave(ticket) is State.HELD
+            if ticket.state is State.GONE:
+                return False
+            assert entries.granted(ticket, session())
+            if not server.acquire(blocking=False):
+                overlaps.append(ticket)
+            server.release()
+            assert entries.release(ticket)
+            entries.ended(ticket)
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            taken = sum(pool.map(lambda _: sum(take() for _ in range(150)), range(8)))
+        assert overlaps == []
+        assert taken == 8 * 150 if timeout is None else taken > 0
+        assert (entries._entries, entries._awaited) == ({}, {})
+
+
+class TestDefects:
+    """What the model (`test_entries_model.py`) found and the core still has to mend."""
+
+    @pytest.mark.xfail(strict=True, reason="_hopeful counts an unlock on its way although the server has said no")
+    def test_a_try_fails_at_once_if_somebody_waits_at_the_server_while_a_reader_unlocks(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """A writer of another process waits there: the try would wait as long as he works."""
+        leaving, head = ann.hold(entries, "k", shared=True), ben.ask(entries, "k", shared=True)
+        entries.waiting(head)
+        entries.release(leaving)
+        single = cid.ask(entries, "k", once=True)
+        entries.ended(leaving)
+        assert single.state is State.GONE
+
+    @pytest.mark.xfail(strict=True, reason="_refuse_single_tries lets a writer whom it refuses keep readers out")
+    def test_a_reader_s_try_goes_on_when_only_a_writer_s_refused_try_was_between(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Nobody is left in front of it, and readers hold: a no would be wrong."""
+        head = ann.ask(entries, "k", shared=True)
+        writer, reader = ben.ask(entries, "k", once=True), cid.ask(entries, "k", shared=True, once=True)
+        entries.granted(head, session())
+        assert (writer.state, reader.state) == (State.GONE, State.ASKING)
+
+    @pytest.mark.xfail(strict=True, reason="_blockers takes every queued reader to wait for the readers who hold")
+    def test_a_reader_who_waits_only_for_an_answer_closes_no_circle(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """He joins ann as soon as cid is answered, and then releases y: ann may wait for y."""
+        ann.hold(entries, "x", shared=True)
+        ben.hold(entries, "y")
+        cid.ask(entries, "x", shared=True)
+        ben.ask(entries, "x", shared=True)
+        assert ann.ask(entries, "y").state is State.QUEUED
+
+    @pytest.mark.xfail(
+        strict=True, reason="_refuse_cycle asks holders with whom the asker could share", raises=DeadlockError
+    )
+    def test_a_reader_who_may_join_as_soon_as_another_is_answered_closes_no_circle(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """Without cid at the server he would be sent at once, and no circle would be seen."""
+        ann.hold(entries, "x", shared=True)
+        ben.hold(entries, "y")
+        ann.ask(entries, "y")
+        cid.ask(entries, "x", shared=True)
+        assert ben.ask(entries, "x", shared=True).state is State.QUEUED
+
+    @pytest.mark.xfail(strict=True, reason="_own looks at holders only, not at the tasks of the thread in front")
+    def test_a_thread_that_would_block_the_task_in_front_of_it_is_told(self, entries: Entries, ann: Person) -> None:
+        """The task is at the server; granted, it could never release, since its loop stands still."""
+        Person("task", home=ann).ask(entries, "k")
+        with pytest.raises(DeadlockError):
+            ann.ask(entries, "k")
+
+    @pytest.mark.xfail(strict=True, reason="_blockers does not know that a blocked thread stops its tasks")
+    def test_a_cycle_through_the_tasks_of_a_blocked_thread_is_a_deadlock(
+        self, entries: Entries, ann: Person, ben: Person
+    ) -> None:
+        """The task that holds x stands still with its thread, which waits for ben, who would wait for x."""
+        Person("task", home=ann).hold(entries, "x")
+        ben.hold(entries, "y")
+        ann.ask(entries, "y")
+        with pytest.raises(DeadlockError):
+            ben.ask(entries, "x")
