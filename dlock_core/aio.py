@@ -28,9 +28,9 @@ class AsyncLock(BaseLock):
         super().__init__(manager, request, timeout)
         self._context = context
 
-    async def acquire(self, block: bool = True, timeout: float | None | Unset = UNSET) -> bool:
+    async def acquire(self, block: bool = True, timeout: float | Unset | None = UNSET) -> bool:
         """Acquire the lock; see `Lock.acquire`. A cancelled task leaves nothing held and nothing queued."""
-        return await greenlet_spawn(self._acquire, self._context(), block, timeout)
+        return await greenlet_spawn(self._acquire, self._context(), block=block, timeout=timeout)
 
     async def release(self) -> None:
         """Release the lock; see `Lock.release`."""

@@ -22,6 +22,7 @@ Key = str | bytes | int | tuple[str | bytes | int, ...]
 
 INT64 = range(-(2**63), 2**63)
 MYSQL_MAX = 64
+SHOWN = 80
 _HINT = "give a str, bytes, int, or a tuple of them"
 # What MySQL and MariaDB, of whatever version and character set, read as one and the same name.
 _MYSQL_VERBATIM = re.compile(r"[ -@\[-`{-}a-z]*[!-@\[-`{-}a-z]")
@@ -46,7 +47,7 @@ def check_key(key: object) -> Key:
 def shown(key: object) -> str:
     """Return the key for a message or a log: its repr, cut, so that it can forge no second line."""
     text = repr(key)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _check_scalar(part: object, key: object) -> Scalar:

@@ -85,8 +85,8 @@ class BaseLock:
             raise self._misuse("disown() on a lock that is not held")
         self._ticket.disown()
 
-    def _acquire(self, context: Context, block: bool, timeout: float | None | Unset) -> bool:
-        seconds = self._seconds(block, timeout)
+    def _acquire(self, context: Context, *, block: bool, timeout: float | Unset | None) -> bool:
+        seconds = self._seconds(block=block, timeout=timeout)
         if not self._in_use.acquire(blocking=False):
             raise self._misuse("another thread or task is using this lock object; make one for each use")
         try:
@@ -99,7 +99,7 @@ class BaseLock:
             log.debug("acquired %s", shown(self.key))
         return self._ticket is not None
 
-    def _seconds(self, block: bool, timeout: float | None | Unset) -> float | None:
+    def _seconds(self, *, block: bool, timeout: float | Unset | None) -> float | None:
         if block:
             return self._timeout if timeout is UNSET else parse_timeout(timeout)
         if timeout is not UNSET:
@@ -114,7 +114,7 @@ class BaseLock:
         log.debug("released %s", shown(self.key))
 
     def _enter(self, context: Context) -> None:
-        if not self._acquire(context, True, UNSET):
+        if not self._acquire(context, block=True, timeout=UNSET):
             raise LockTimeoutError(
                 f"key {shown(self.key)}: not free within {self._timeout} s; try again later, or wait longer",
                 key=self.key,
@@ -141,7 +141,7 @@ class BaseLock:
 class Lock(BaseLock):
     """A lock for threads; make one for each use with `LockProvider.lock`."""
 
-    def acquire(self, block: bool = True, timeout: float | None | Unset = UNSET) -> bool:
+    def acquire(self, block: bool = True, timeout: float | Unset | None = UNSET) -> bool:
         """Acquire the lock.
 
         Args:
@@ -157,7 +157,7 @@ class Lock(BaseLock):
             LockConnectionError: The database cannot be asked.
             ValueError: The timeout is negative or not a number, or comes with block=False.
         """
-        return self._acquire(BLOCKING, block, timeout)
+        return self._acquire(BLOCKING, block=block, timeout=timeout)
 
     def release(self) -> None:
         """Release the lock.

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
@@ -93,7 +94,7 @@ class SqlSession:
         self._socket = _duplicate_socket(self.driver_connection)
         self._mutex = threading.Lock()
         self._pid = os.getpid()
-        self._loop = asyncio.get_running_loop() if self._sqla.is_async else None
+        self._loop = _running_loop() if self._sqla.is_async else None
         self._user: int | None = None
         self._ended = False
         self.fresh = True
@@ -183,15 +184,13 @@ class SqlSession:
     def _may_close(self) -> bool:
         """Tell whether the driver itself may close: not under another thread's wait, nor out of its loop."""
         if self._loop is not None:
-            return asyncio._get_running_loop() is self._loop
+            return _running_loop() is self._loop
         return self._user in (None, threading.get_ident())
 
     def _shut(self) -> None:
         if self._socket is not None:
-            try:
+            with suppress(OSError):  # closed already, as it should be
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:  # closed already, as it should be
-                pass
             self._socket.close()
         finish = getattr(getattr(self.driver_connection, "pgconn", None), "finish", None)
         if finish is not None:  # psycopg's async connection outside its loop
@@ -231,6 +230,13 @@ def _descriptor(driver_connection: Any) -> int | None:
     transport = getattr(driver_connection, "_transport", None)  # asyncpg: private, and there is no other way
     found = transport.get_extra_info("socket") if transport is not None else None
     return None if found is None else int(found.fileno())
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _first_line(error: BaseException) -> str:

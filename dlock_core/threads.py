@@ -39,11 +39,12 @@ class Workers:
         worker.jobs.put(lambda: _fulfil(future, function))
         return future
 
-    def _rest(self, worker: _Worker) -> None:
+    def rest(self, worker: _Worker) -> None:
+        """Take back a worker whose job is done."""
         with self._mutex:
             self._idle.append(worker)
 
-    def _dismiss(self, worker: _Worker) -> bool:
+    def dismiss(self, worker: _Worker) -> bool:
         """Let an idle worker go, unless a job is on its way to it."""
         with self._mutex:
             if worker not in self._idle:
@@ -62,12 +63,12 @@ class _Worker:
             try:
                 job = self.jobs.get(timeout=IDLE_SECONDS)
             except queue.Empty:
-                if self._crew._dismiss(self):
+                if self._crew.dismiss(self):
                     return
                 continue
             job()
             del job  # an idle thread must not keep a session or an exception alive
-            self._crew._rest(self)
+            self._crew.rest(self)
 
 
 def _fulfil(future: Future[R], function: Callable[[], R]) -> None:

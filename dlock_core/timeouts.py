@@ -18,7 +18,7 @@ def parse_timeout(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(_refusal(value))
+        raise ValueError(_refusal(value))  # noqa: TRY004 - threading.Lock raises it too
     seconds = float(value)
     if math.isnan(seconds) or seconds < 0:
         raise ValueError(_refusal(value))

@@ -84,7 +84,7 @@ def _database_file(engine: Engine, pool: Pool) -> str:
         cursor = connection.cursor()
         cursor.execute("PRAGMA database_list")
         file: str = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
-        if file and not os.path.exists(file):
+        if file and not Path(file).exists():
             cursor.execute("SELECT count(*) FROM sqlite_master")  # makes the file, whose rights we copy
             cursor.fetchall()
         cursor.close()

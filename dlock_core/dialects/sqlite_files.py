@@ -19,6 +19,7 @@ import sqlite3
 import stat
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -171,7 +172,7 @@ class SideFiles:
         """
         self._mutex = threading.Lock()
         for file in [*self._lent, *self._spare.values()]:
-            file._connection.close()
+            file.close()
         self._lent.clear()
         self._spare.clear()
 
@@ -270,7 +271,8 @@ def _failure(path: Path, error: Exception) -> Exception:
             "let every user of the database write to that folder and its files"
         )
     return LockConnectionError(
-        f"SQLite cannot lock the side file {path}: {error}. Each lock held on SQLite needs an open file; see `ulimit -n`"
+        f"SQLite cannot lock the side file {path}: {error}. Each lock held on SQLite needs an open file: "
+        "see `ulimit -n`"
     )
 
 
@@ -308,8 +310,6 @@ def _draft(path: Path) -> Path:
 def _own(path: Path, mode: int, like: os.stat_result) -> None:
     """Give the database's mode and group, and as root its owner too, as SQLite does with its journal."""
     owner = like.st_uid if os.geteuid() == 0 else -1
-    try:
+    with suppress(PermissionError):  # not a member of that group: the mode's other bits decide
         os.chown(path, owner, like.st_gid)
-    except PermissionError:
-        pass  # not a member of that group: the mode's other bits decide
     path.chmod(mode)

@@ -94,6 +94,12 @@ class House:
         else:
             provider.close()
 
+    def _dispose(self, engine: sa.Engine) -> None:
+        if engine.dialect.is_async:
+            self.loop.run(sa.util.greenlet_spawn(engine.dispose))
+        else:
+            engine.dispose()
+
     def close(self) -> None:
         """Close the house, and ask the witness what is left in it."""
         try:
@@ -105,9 +111,9 @@ class House:
             assert not any(out), "a connection is out of the application's pool"
             for provider in self.providers:
                 self.close_provider(provider)
-            self.loop.close()
             for engine in self.engines:
-                engine.dispose()
+                self._dispose(engine)
+            self.loop.close()
             until(lambda: self.witness.sessions() <= self.sessions_before, "the last session to end")
         finally:
             self.witness.end_idle()  # a failure here must not reach into the next test

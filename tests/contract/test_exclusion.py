@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,17 +140,21 @@ def test_waiters_of_a_process_are_served_in_order(house: House) -> None:
     assert holder.acquire("k")
     waits = []
     for number, person in enumerate(people):
-        waits.append(person.begin_within("k", lambda _, number=number: served.append(number)))
-        until(lambda number=number: _queued(house) == number + 1)
+        waits.append(person.begin_within("k", partial(_note, served, number)))
+        until(partial(_queue_is, house, number + 1))
     holder.release()
     for wait in waits:
         wait.result(10)
     assert served == [0, 1, 2, 3, 4]
 
 
-def _queued(house: House) -> int:
+def _note(served: list[int], number: int, _: AnyLock) -> None:
+    served.append(number)
+
+
+def _queue_is(house: House, length: int) -> bool:
     entries = house.provider._manager.entries
-    return sum(len(entry.queue) for entry in list(entries._entries.values()))
+    return sum(len(entry.queue) for entry in list(entries._entries.values())) == length
 
 
 def test_many_keys_do_not_disturb_each_other(house: House) -> None:

@@ -119,16 +119,20 @@ def test_of_two_children_one_gets_the_key(house: House, gate: tuple[int, int], w
         with provider.lock("warm"):
             pass
     reader, writer = gate
+    tried, tell = os.pipe()
 
     def body() -> int:
         os.close(writer)
         granted = provider.lock("k").acquire(timeout=0)
+        os.write(tell, b"!")
         os.read(reader, 1)
         return int(granted)
 
     children = [Child(body) for _ in range(2)]
-    until(lambda: house.witness.holders() == 1)
+    assert os.read(tried, 1) + os.read(tried, 1) == b"!!"
     os.close(writer)
+    os.close(tried)
+    os.close(tell)
     assert sorted(child.status() for child in children) == [0, 1]
 
 

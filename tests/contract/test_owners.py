@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_cycle_of_three_is_a_deadlock_at_once(house: House) -> None:
     waits = []
     for number in (0, 1):
         waits.append(people[number].begin(number + 1, timeout=20))
-        until(lambda number=number: _awaits(house, number + 1))
+        until(partial(_awaits, house, number + 1))
     with pytest.raises(DeadlockError):
         people[2].acquire(0, timeout=20)
     for number in (2, 1, 0):

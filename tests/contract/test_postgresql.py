@@ -123,14 +123,14 @@ def test_a_lock_takes_no_slot_of_the_applications_pool(house: House) -> None:
     provider = house.new_provider(engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 2})
     engine = house.engines[-1]
     person = house.person(provider)
-    with _in_use(house, engine):
+    with _InUse(house, engine):
         assert engine.pool.checkedout() == 1  # type: ignore[attr-defined]
         assert person.acquire("k", timeout=5)
         assert engine.pool.checkedout() == 1  # type: ignore[attr-defined]
     person.release()
 
 
-class _in_use:
+class _InUse:
     """Keep one connection of an engine checked out."""
 
     def __init__(self, house: House, engine: sa.Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def test_no_two_processes_ever_hold_one_key(house: House, tmp_path: Path) -> Non
     for process in contest.running.values():
         assert process.wait(60) == 0
     holds = contest.holds()
-    for (_, left, one), (entered, _, other) in zip(holds, holds[1:], strict=False):
+    for (_, left, one), (entered, _, other) in itertools.pairwise(holds):
         assert left <= entered, f"{one} left at {left}, {other} entered at {entered}"
     assert len(contest.killed) >= 3
     assert len({pid for _, _, pid in holds}) >= PROCESSES

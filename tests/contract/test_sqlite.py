@@ -101,7 +101,7 @@ class User:
             os._exit(0)
         os.close(tell)
         os.close(stay)
-        with open(answers) as file:
+        with os.fdopen(answers) as file:
             self.answer = file.read()
 
     @staticmethod

@@ -97,7 +97,7 @@ class FileWitness:
         self.folder = database.with_name(f"{database.name}.dlock")
 
     def holders(self) -> int:
-        files = {os.stat(path).st_ino for path in self.folder.glob("*")}
+        files = {path.stat().st_ino for path in self.folder.glob("*")}
         locked = {int(line.split()[-3].rpartition(":")[2]) for line in Path("/proc/locks").read_text().splitlines()}
         return len(files & locked)
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from sqlalchemy.engine import URL
 
 from ..target import check_target, parse_target, shown, without_password
 from .crew import Crew
-from .events import Event
 from .judge import find_crashes, judge
 from .live import LiveShow
 from .plain import PlainShow
 from .race import Plan, Race
 from .report import print_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.engine import URL
+
+    from .events import Event
 
 __all__ = ["demo"]
 

@@ -7,10 +7,13 @@ the true hold, so two that overlap are two holders, never an error of measuremen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .events import Event, Kind, in_order, origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "Hold",

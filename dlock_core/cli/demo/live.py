@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.align import Align
 from rich.console import Console, Group, RenderableType
@@ -16,9 +14,14 @@ from rich.text import Text
 from .big import big
 from .events import Event, Kind, by_worker, origin
 from .judge import Hold, find_holds, find_recoveries
-from .race import Plan
 from .report import MARGIN, canvas_for, recovery_words
 from .timeline import Canvas, axis, style_of, worker_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from .race import Plan
 
 __all__ = ["LiveShow"]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from .events import Event, Kind, origin
 from .judge import find_holds, find_recoveries
 from .report import counted, recovery_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["PlainShow"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .crew import Crew
 from .events import Event, Kind, origin
 from .judge import find_recoveries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .crew import Crew
 
 __all__ = ["Plan", "Race", "Show"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from .events import Event, Kind, by_worker, origin
 from .judge import Recovery, Verdict, find_holds
 from .timeline import Canvas, axis, legend, overlap_row, style_of, worker_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
 
 __all__ = [
     "MARGIN",

@@ -6,13 +6,16 @@ columns (in ASCII to columns), so where two rows are filled at once, two held at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from .events import Event, Kind
 from .judge import Hold, Overlap, find_holds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Canvas", "axis", "legend", "overlap_row", "style_of", "worker_row"]
 

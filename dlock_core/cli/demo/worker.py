@@ -12,14 +12,17 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlock_core import LockProvider
 
 from .events import Event, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Brief", "main"]
 
