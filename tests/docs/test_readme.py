@@ -1,0 +1,36 @@
+"""The README is true: its examples run, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_each_example_runs_as_it_stands(number: int, tmp_path: Path) -> None:
+    """In an empty folder, with warnings as errors."""
+    command = [sys.executable, "-W", "error", "-c", EXAMPLES[number]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_there_are_examples() -> None:
+    """The pattern still finds them."""
+    assert len(EXAMPLES) >= 3
+
+
+def test_each_make_command_exists() -> None:
+    """Nobody is told to run what is not there."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        named = re.findall(r"^ {4}make ((?:[a-z]+ )*[a-z]+)", page.read_text(), flags=re.MULTILINE)
+        assert named
+        assert {target for line in named for target in line.split()} <= targets
