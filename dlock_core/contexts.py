@@ -14,7 +14,7 @@ import time
 from concurrent.futures import wait as wait_for_futures
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, greenlet_spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .threads import Workers
     from .timeouts import Deadline
 
-__all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "Threaded"]
+__all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "Threaded", "see_through"]
 
 log = logging.getLogger("dlock")
 P = ParamSpec("P")
@@ -201,6 +201,24 @@ def _insist(running: Future[Any], stop: Callable[[], None]) -> None:
     while not running.done():
         stop()
         wait_for_futures([running], timeout=INSIST)
+
+
+def see_through(function: Callable[[], R], otherwise: Callable[[R], object]) -> R:
+    """Run a function to its end, even when the task that wants its result is cancelled.
+
+    A driver or SQLAlchemy that is cancelled halfway through opening a connection forgets it, open.
+    """
+    task = asyncio.get_running_loop().create_task(greenlet_spawn(function))
+    try:
+        return await_only(asyncio.shield(task))
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: _hand_over(done, otherwise))
+        raise
+
+
+def _hand_over(done: asyncio.Future[R], otherwise: Callable[[R], object]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        otherwise(done.result())
 
 
 BLOCKING = Blocking()

@@ -12,6 +12,7 @@ import platform
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
+from .contexts import see_through
 from .dialects import find_dialect
 from .dialects.sqlite import SQLite
 from .entries import Entries, State, Ticket
@@ -240,8 +241,14 @@ class Manager:
         if pool is None:
             for closed in [other for other in self._pools if other is not None and other.is_closed()]:
                 self._pools.pop(closed).end_all()
-            private = self.engine.pool.recreate()
-            pool = self._pools.setdefault(loop, SessionPool(lambda: self._open(private), KEEP_IDLE))
+            pool = self._pools.setdefault(loop, self._new_pool(in_loop=loop is not None))
+        return pool
+
+    def _new_pool(self, *, in_loop: bool) -> SessionPool:
+        private = self.engine.pool.recreate()
+        if not in_loop:
+            return SessionPool(lambda: self._open(private), KEEP_IDLE)
+        pool = SessionPool(lambda: see_through(lambda: self._open(private), pool.keep), KEEP_IDLE)
         return pool
 
     def _open(self, private: Pool) -> Session:

@@ -116,6 +116,8 @@ class SqlSession:
             cursor.close()
         except self._sqla.loaded_dbapi.Error as error:
             raise self._translated(error, sql, parameters, cursor) from error
+        except Exception as error:  # out of the driver's own depths: its connection is broken
+            raise LockConnectionError(f"the driver failed: {_first_line(error)}") from error
         finally:
             self._user = None
         return row

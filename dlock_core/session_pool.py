@@ -29,9 +29,17 @@ class SessionPool:
             if self._idle:
                 return self._idle.pop()
         session = self._open()
+        self._adopt(session)
+        return session
+
+    def keep(self, session: Session) -> None:
+        """Take in a session that was opened for a borrower who left meanwhile."""
+        self._adopt(session)
+        self.give(session)
+
+    def _adopt(self, session: Session) -> None:
         with self._mutex:
             self._all.add(session)
-        return session
 
     def give(self, session: Session) -> None:
         """Take back a session that holds nothing."""
@@ -48,7 +56,8 @@ class SessionPool:
         session.end()
 
     def end_all(self) -> None:
-        """End every session, lent or idle."""
+        """End every session, lent or idle, and keep none from now on."""
+        self._keep = 0
         for session in self._forget_all():
             session.end()
 

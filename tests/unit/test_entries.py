@@ -224,7 +224,7 @@ class TestReaders:
         readers = [person.hold(entries, "k", shared=True) for person in (ann, ben)]
         writer = cid.ask(entries, "k")
         free(entries, readers[0])
-        assert writer.state is State.QUEUED
+        assert (writer.state, woken(writer)) == (State.QUEUED, 0)
         free(entries, readers[1])
         assert writer.state is State.ASKING
 
@@ -235,7 +235,7 @@ class TestReaders:
         leaving, _ = ann.hold(entries, "k", shared=True), ben.hold(entries, "k", shared=True)
         entries.release(leaving)
         reader = cid.ask(entries, "k", shared=True)
-        assert reader.state is State.QUEUED
+        assert (reader.state, woken(reader)) == (State.QUEUED, 0)
         entries.ended(leaving)
         assert reader.state is State.ASKING
 
@@ -265,7 +265,7 @@ class TestSingleTries:
     def test_a_try_waits_for_the_answer_to_the_one_in_front(self, entries: Entries, ann: Person, ben: Person) -> None:
         """The one in front may be refused because of what he wants: then it is the try's turn."""
         head, single = ann.ask(entries, "k"), ben.ask(entries, "k", once=True)
-        assert single.state is State.QUEUED
+        assert (single.state, woken(single)) == (State.QUEUED, 0)
         entries.leave(head)
         assert single.state is State.ASKING
 
@@ -293,6 +293,15 @@ class TestSingleTries:
         entries.waiting(ann.ask(entries, "k"))
         assert ben.ask(entries, "k", once=True).state is State.GONE
 
+    def test_a_try_behind_a_fresh_head_waits_again(
+        self, entries: Entries, ann: Person, ben: Person, cid: Person
+    ) -> None:
+        """The server's no was to one who has left; the next one's answer is on its way."""
+        waiter, _ = ann.ask(entries, "k"), ben.ask(entries, "k")
+        entries.waiting(waiter)
+        entries.leave(waiter)
+        assert cid.ask(entries, "k", once=True).state is State.QUEUED
+
     def test_a_reader_s_queued_try_goes_on_when_the_reader_in_front_gets_in(
         self, entries: Entries, ann: Person, ben: Person
     ) -> None:
@@ -315,7 +324,7 @@ class TestSingleTries:
         held = ann.hold(entries, "k")
         entries.release(held)
         single = ben.ask(entries, "k", once=True)
-        assert single.state is State.QUEUED
+        assert (single.state, woken(single)) == (State.QUEUED, 0)
         entries.ended(held)
         assert single.state is State.ASKING
 
@@ -419,6 +428,11 @@ class TestOwners:
         Person("task", home=ann).hold(entries, "k")
         with pytest.raises(DeadlockError, match="wait for itself"):
             ann.ask(entries, "k")
+
+    def test_a_thread_may_wait_for_what_its_task_has_disowned(self, entries: Entries, ann: Person) -> None:
+        """Somebody outside that thread will release it."""
+        Person("task", home=ann).hold(entries, "k").disown()
+        assert ann.ask(entries, "k").state is State.QUEUED
 
 
 class TestLoss:

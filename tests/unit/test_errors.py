@@ -119,7 +119,7 @@ def test_an_error_shows_its_message_and_nothing_else(kind: type[LockError]) -> N
 def test_an_error_takes_one_positional_message(kind: type[LockError]) -> None:
     """A key in second place would silently become OSError's strerror."""
     with pytest.raises(TypeError):
-        kind("message", "orders")  # type: ignore[call-arg,misc]
+        kind("message", "orders")  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         kind()  # type: ignore[call-arg]
 

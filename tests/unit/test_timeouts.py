@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
@@ -65,10 +66,8 @@ def test_what_is_no_number_of_seconds_is_refused(value: Any) -> None:
 @pytest.mark.xfail(strict=True, reason="float() of a huge int is an OverflowError", raises=OverflowError)
 def test_an_int_beyond_all_floats_is_refused_as_a_value_error_or_waits_for_ever() -> None:
     """Only ValueError is documented, so nothing else may come out."""
-    try:
+    with suppress(ValueError):
         assert parse_timeout(10**400) is None
-    except ValueError:
-        pass
 
 
 @given(st.floats(0, 1e9), st.lists(st.floats(0, 1e6), max_size=10))

@@ -1,0 +1,98 @@
+"""The wheel: what an installer puts on a user's machine, and what not. Built once for all tests here."""
+
+from __future__ import annotations
+
+import configparser
+import email
+import importlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("dlock_celery", "dlock_core", "dlock_django", "dlock_flask")
+# What pyproject.toml asks of setuptools; with an older one here, `build` fetches a newer one for itself.
+SETUPTOOLS_IS_NEW_ENOUGH = Version(importlib.metadata.version("setuptools")) >= Version("77")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the sources: a build leaves its traces, and somebody may be editing the originals."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path) -> Iterator[zipfile.ZipFile]:
+    """Build the wheel."""
+    options = ["--no-isolation"] if SETUPTOOLS_IS_NEW_ENOUGH else []
+    command = [sys.executable, "-m", "build", "--wheel", *options, str(sources)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (path,) = (sources / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def written(wheel: zipfile.ZipFile, name: str) -> str:
+    """Read a file of the wheel's metadata."""
+    (path,) = (path for path in wheel.namelist() if path.partition("/")[2] == name and ".dist-info/" in path)
+    return wheel.read(path).decode()
+
+
+def test_the_wheel_has_the_four_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    """No tests, no benchmarks, no stray folder that would land in everybody's site-packages."""
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert not [name for name in wheel.namelist() if "test" in name.lower() or "__pycache__" in name]
+
+
+def test_the_wheel_has_every_file_of_the_packages(wheel: zipfile.ZipFile, sources: Path) -> None:
+    """Sub-packages and data files too: what is missing breaks only on a user's machine."""
+    there = {
+        path.relative_to(sources).as_posix()
+        for package in PACKAGES
+        for path in (sources / package).rglob("*")
+        if path.is_file()
+    }
+    assert there - set(wheel.namelist()) == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_says_that_it_is_typed(wheel: zipfile.ZipFile, package: str) -> None:
+    """Without py.typed, type checkers ignore our annotations."""
+    assert f"{package}/py.typed" in wheel.namelist()
+
+
+def test_the_wheel_installs_the_dlock_command(wheel: zipfile.ZipFile) -> None:
+    """It leads to a function that exists."""
+    parser = configparser.ConfigParser()
+    parser.read_string(written(wheel, "entry_points.txt"))
+    assert set(parser["console_scripts"]) == {"dlock"}
+    module, _, function = parser["console_scripts"]["dlock"].partition(":")
+    assert f"{module.replace('.', '/')}/__init__.py" in wheel.namelist()
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_wheel_needs_sqlalchemy_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    """Drivers, frameworks and the command line's libraries are extras."""
+    required = email.message_from_string(written(wheel, "METADATA")).get_all("Requires-Dist", [])
+    always = [requirement for requirement in required if "extra ==" not in requirement]
+    assert [requirement.partition("[")[0].lower() for requirement in always] == ["sqlalchemy"]
+
+
+def test_the_wheel_carries_its_licence(wheel: zipfile.ZipFile) -> None:
+    """The text itself, and its name for tools."""
+    assert written(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert email.message_from_string(written(wheel, "METADATA"))["License-Expression"] == "BSD-3-Clause"
