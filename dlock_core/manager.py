@@ -13,10 +13,10 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from .contexts import see_through
-from .dialects import find_dialect
+from .dialects import find_dialect, refusal_to_share
 from .dialects.sqlite import SQLite
 from .entries import Entries, State, Ticket
-from .errors import LockConnectionError, LockError, LockLostError, LockStateError
+from .errors import LockConnectionError, LockError, LockLostError, LockStateError, UnsupportedError
 from .keys import check_key, label, shown
 from .session import connection_lost, open_session
 from .session_pool import SessionPool
@@ -88,8 +88,11 @@ class Manager:
 
         Raises:
             LockKeyError: It cannot name a lock.
+            UnsupportedError: The database has no shared locks.
         """
         checked = check_key(key)
+        if shared and not self.locks.capabilities.shared:
+            raise UnsupportedError(f"key {shown(checked)}: {refusal_to_share(self.locks)}", key=checked)
         text = label(self.prefix, checked) if self._show_keys else ""
         return Request(checked, self.locks.name(self.prefix, checked), text, shared)
 

@@ -86,15 +86,15 @@ class SqlSession:
 
     def __init__(self, engine: Engine, connection: Any, locks: ServerDialect, label: str) -> None:
         self._engine = engine
-        self._sqla = engine.dialect
+        self.sqla = engine.dialect
         self._connection = connection
         self._locks = locks
         self._label = label
-        self.driver_connection = self._sqla.get_driver_connection(connection)
+        self.driver_connection = self.sqla.get_driver_connection(connection)
         self._socket = _duplicate_socket(self.driver_connection)
         self._mutex = threading.Lock()
         self._pid = os.getpid()
-        self._loop = _running_loop() if self._sqla.is_async else None
+        self._loop = _running_loop() if self.sqla.is_async else None
         self._user: int | None = None
         self._ended = False
         self.fresh = True
@@ -112,9 +112,9 @@ class SqlSession:
         try:
             cursor = self._connection.cursor()
             cursor.execute(sql, parameters)
-            row: Sequence[Any] = cursor.fetchone()
+            row: Sequence[Any] = cursor.fetchone() or ()
             cursor.close()
-        except self._sqla.loaded_dbapi.Error as error:
+        except self.sqla.loaded_dbapi.Error as error:
             raise self._translated(error, sql, parameters, cursor) from error
         except Exception as error:  # out of the driver's own depths: its connection is broken
             raise LockConnectionError(f"the driver failed: {_first_line(error)}") from error
@@ -123,19 +123,19 @@ class SqlSession:
         return row
 
     def _compile(self, statement: TextClause) -> tuple[str, tuple[str, ...] | None]:
-        key = (type(self._sqla), self._sqla.paramstyle, statement)
+        key = (type(self.sqla), self.sqla.paramstyle, statement)
         found = _compiled.get(key)
         if found is None:
-            compiled = statement.compile(dialect=self._sqla)
+            compiled = statement.compile(dialect=self.sqla)
             order = tuple(compiled.positiontup or ()) if compiled.positional else None
             found = _compiled[key] = (compiled.string, order)
         return found
 
     def _translated(self, error: Exception, sql: str, parameters: Any, cursor: Any) -> BaseException:
-        dbapi = self._sqla.loaded_dbapi
-        gone = isinstance(error, dbapi.Error) and self._sqla.is_disconnect(error, self._connection, cursor)
+        dbapi = self.sqla.loaded_dbapi
+        gone = isinstance(error, dbapi.Error) and self.sqla.is_disconnect(error, self._connection, cursor)
         return DBAPIError.instance(
-            sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self._sqla
+            sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self.sqla
         )
 
     def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
@@ -177,7 +177,7 @@ class SqlSession:
             self._ended = True
         try:
             if self._may_close():
-                self._sqla.do_terminate(self._connection)
+                self.sqla.do_terminate(self._connection)
         except Exception:  # a broken connection; its socket is closed below
             log.debug("the driver could not close a lock session", exc_info=True)
         finally:
@@ -229,8 +229,11 @@ def _duplicate_socket(driver_connection: Any) -> socket.socket | None:
 def _descriptor(driver_connection: Any) -> int | None:
     if hasattr(driver_connection, "fileno"):  # psycopg, psycopg2, mysqlclient
         return int(driver_connection.fileno())
-    transport = getattr(driver_connection, "_transport", None)  # asyncpg: private, and there is no other way
-    found = transport.get_extra_info("socket") if transport is not None else None
+    # The other drivers keep theirs private, and there is no other way to it.
+    stream = getattr(driver_connection, "_transport", None)  # asyncpg, asyncmy
+    stream = stream or getattr(driver_connection, "_writer", None)  # aiomysql
+    found = getattr(driver_connection, "_sock", None)  # PyMySQL
+    found = stream.get_extra_info("socket") if stream is not None else found
     return None if found is None else int(found.fileno())
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
+from .mysql import MySQL
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 if TYPE_CHECKING:
     from .base import ServerDialect
 
-__all__ = ["find_dialect"]
+__all__ = ["find_dialect", "refusal_to_share"]
+
+DATABASES: dict[str, type[PostgreSQL | MySQL | SQLite]] = {
+    "PostgreSQL": PostgreSQL,
+    "MySQL": MySQL,
+    "MariaDB": MySQL,
+    "SQLite": SQLite,
+}
 
 
 def find_dialect(name: str) -> ServerDialect | SQLite:
@@ -20,12 +28,13 @@ def find_dialect(name: str) -> ServerDialect | SQLite:
     Raises:
         UnsupportedError: There are none for it.
     """
-    match name:
-        case "postgresql":
-            return PostgreSQL()
-        case "sqlite":
-            return SQLite()
-        case _:
-            raise UnsupportedError(
-                f"no locks for the database {name!r}: use an engine for PostgreSQL or SQLite",
-            )
+    for database, locks in DATABASES.items():
+        if database.lower() == name:
+            return locks()
+    raise UnsupportedError(f"no locks for the database {name!r}: use an engine for {', '.join(DATABASES)}")
+
+
+def refusal_to_share(locks: ServerDialect | SQLite) -> str:
+    """Say that a database has no shared locks, and which ones have."""
+    able = [database for database, kind in DATABASES.items() if kind.capabilities.shared]
+    return f"{locks.capabilities.mechanism} has no shared locks; {' and '.join(able)} have"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import TextClause
+    from sqlalchemy import Dialect, TextClause
 
     from ..keys import Key
 
-__all__ = ["Capabilities", "LockDialect", "ServerDialect", "Session", "Statements", "sqlstate"]
+__all__ = ["Capabilities", "LockDialect", "ServerDialect", "Session", "Statements", "error_number", "sqlstate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,11 @@ class Statements(Protocol):
     """A server session as a dialect sees it."""
 
     driver_connection: Any
+    sqla: Dialect
+    """SQLAlchemy's own dialect, which has asked the server what it is."""
 
     def first(self, statement: TextClause, /, **values: object) -> Sequence[Any]:
-        """Run a statement and return its first row."""
+        """Run a statement and return its first row, an empty one where there is none."""
         ...
 
 
@@ -102,3 +104,10 @@ def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of a driver's error, whatever the driver calls it."""
     original = getattr(error, "orig", error)
     return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the number that MySQL and MariaDB give an error, None when the driver shows none."""
+    original = getattr(error, "orig", error)
+    first = next(iter(getattr(original, "args", ())), None)
+    return first if isinstance(first, int) else None

@@ -1,0 +1,160 @@
+"""MySQL and MariaDB: GET_LOCK, a named lock of a session that is valid on the whole server.
+
+A session that ends, for whatever reason, frees its locks. Waiters are served first come, first
+served. Which of the two a server is, it says itself when SQLAlchemy first connects; the URL does not
+tell. https://dev.mysql.com/doc/refman/en/locking-functions.html
+https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/get_lock
+
+MySQL rounds the timeout to whole seconds, so a limit on the statement does the timing; MariaDB takes
+fractions, but no negative number for "for ever". A session would get its own lock a second time, so
+each statement looks first whose it is. An error is no grant: a wait that races with a limit or a kill
+either ends in the error or holds the lock, on both servers, as long as GET_LOCK is evaluated last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from .. import keys
+from ..errors import DeadlockError, LockConnectionError, UnsafeEnvironmentError
+from .base import Capabilities, error_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..keys import Key
+    from .base import Statements
+
+__all__ = ["MySQL"]
+
+# Longest wait in one statement: the limit is in milliseconds and has 32 bits. Longer ones are asked
+# for again, every 49 days.
+MAX_SECONDS = 4_294_967
+
+# What makes a lock here protect nothing; variables that a server does not know do not appear.
+HAZARDS = text("""
+    SHOW GLOBAL VARIABLES
+    WHERE variable_name IN ('group_replication_group_name', 'innodb_read_only', 'read_only', 'wsrep_on')
+      AND value NOT IN ('OFF', '0', '')
+""")
+
+# Limits that would end a waiter, or an idle holder; on Windows less than a year is allowed. MariaDB's
+# limits on idle transactions are for whoever sets autocommit aside.
+MYSQL_SETTINGS = text("""
+    SET SESSION wait_timeout = IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000),
+                max_execution_time = 0
+""")
+MARIADB_SETTINGS = text("""
+    SET SESSION wait_timeout = IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000),
+                max_statement_time = 0, idle_transaction_timeout = 0,
+                idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0
+""")
+
+TRY = text("""
+    SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, 0) END
+""")
+# MySQL reads a hint only directly after SELECT: no comment may come between.
+WAIT_ON_MYSQL = text("""
+    SELECT /*+ MAX_EXECUTION_TIME(:milliseconds) */
+    CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
+""")
+WAIT_ON_MARIADB = text("""
+    SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
+""")
+UNLOCK = text("SELECT RELEASE_LOCK(:name)")
+
+KILLED = "the server ended the question without an answer: somebody killed it, or the server is out of memory"
+
+
+class MySQL:
+    """GET_LOCK, exclusive only; the same for MariaDB."""
+
+    capabilities = Capabilities(
+        mechanism="GET_LOCK",
+        shared=False,
+        server_waits=True,
+        detects_deadlocks=True,
+        across_machines=True,
+    )
+
+    def name(self, prefix: str, key: Key) -> str:
+        return keys.mysql_name(prefix, key)
+
+    def guard(self, session: Statements, *, unsafe_ok: bool) -> bool:
+        hazard = () if unsafe_ok else session.first(HAZARDS)
+        if hazard:
+            variable, value = hazard
+            raise UnsafeEnvironmentError(_refusal(variable.lower(), value))
+        return True
+
+    def prepare(self, session: Statements, *, label: str) -> None:  # noqa: ARG002 - the lock's name shows the key
+        session.first(MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS)
+
+    def acquire(self, session: Statements, name: str, *, shared: bool, timeout: float | None, label: str) -> bool:  # noqa: ARG002
+        try:
+            answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout)
+        except DBAPIError as error:
+            return _not_granted(error)
+        match answer[0]:
+            case 1:
+                return True
+            case 0:
+                return False
+            case -1 if timeout == 0:
+                return False
+            case -1:
+                raise DeadlockError("this session holds the lock already and would wait for itself")
+            case _:
+                raise LockConnectionError(KILLED)
+
+    def release(self, session: Statements, name: str, *, shared: bool, label: str) -> bool:  # noqa: ARG002
+        return bool(session.first(UNLOCK, name=name)[0])  # 0: another's, NULL: nobody's
+
+
+def _wait(session: Statements, name: str, timeout: float | None) -> Sequence[int | None]:
+    """Let the server wait; both servers round up to milliseconds, so no wait is early or endless."""
+    limit = MAX_SECONDS if timeout is None else min(timeout, MAX_SECONDS)
+    milliseconds = max(1, math.ceil(limit * 1000))
+    if _is_mariadb(session):
+        return session.first(WAIT_ON_MARIADB, name=name, seconds=milliseconds / 1000)
+    # The limit on the statement comes first; the lock's own is there in case the server ignores hints.
+    return session.first(WAIT_ON_MYSQL, name=name, milliseconds=milliseconds, seconds=math.ceil(limit) + 1)
+
+
+def _not_granted(error: DBAPIError) -> bool:
+    match error_number(error):
+        case 3024:  # ER_QUERY_TIMEOUT: our own limit
+            return False
+        case 3058 | 1213:  # ER_USER_LOCK_DEADLOCK on MySQL, ER_LOCK_DEADLOCK on MariaDB
+            raise DeadlockError("the server chose this wait as the victim of a deadlock") from error
+        case 1317:  # ER_QUERY_INTERRUPTED: what MariaDB says by NULL
+            raise LockConnectionError(KILLED) from error
+        case _:
+            raise error
+
+
+def _is_mariadb(session: Statements) -> bool:
+    return bool(getattr(session.sqla, "is_mariadb", False))
+
+
+def _refusal(variable: str, value: str) -> str:
+    match variable:
+        case "wsrep_on":
+            return (
+                "this server is a node of a Galera cluster (wsrep_on=ON), and each node has locks of its own. Give "
+                "the lock provider a URL that always leads to one and the same node, and unsafe_ok=True"
+            )
+        case "group_replication_group_name":
+            return (
+                "this server belongs to a replication group, and each member has locks of its own. Give the lock "
+                "provider a URL that always leads to the primary, and unsafe_ok=True"
+            )
+        case _:
+            return (
+                f"this server is read-only ({variable}={value}), as replicas are: a lock here excludes nobody on "
+                "the primary. Give the lock provider the primary's URL"
+            )
