@@ -7,7 +7,7 @@ import inspect
 import string
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from .errors import LockKeyError, UnsupportedError
+from .errors import LockKeyError, UnsupportedError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def _key_maker(key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     unknown = fields - set(signature.parameters)
     if unknown:
         raise LockKeyError(
-            f"key {key!r}: {function.__qualname__} has no parameter {', '.join(sorted(unknown))}; "
+            f"key {shown(key)}: {function.__qualname__} has no parameter {', '.join(sorted(unknown))}; "
             f"it has {', '.join(signature.parameters) or 'none'}",
             key=key,
         )

@@ -18,8 +18,7 @@ from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from .errors import DeadlockError
-from .keys import shown
+from .errors import DeadlockError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -91,8 +90,9 @@ class Entries:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
+        self._closed = False
         self._entries: dict[Hashable, Entry] = {}
-        self._awaited: dict[object, Entry] = {}
+        self._awaited: dict[object, Ticket] = {}
 
     def ask(self, name: Hashable, ticket: Ticket, context: Context) -> bool:
         """Enter a ticket: it is ASKING or QUEUED afterwards; False when a single try fails at once.
@@ -101,6 +101,8 @@ class Entries:
             DeadlockError: The owner would wait for himself, directly or through others of this process.
         """
         with self._mutex:
+            if self._closed:
+                return False
             entry = self._entries.get(name)
             if entry is None:
                 entry = self._entries[name] = Entry(name)
@@ -111,13 +113,13 @@ class Entries:
                 self._send(entry, ticket)
                 return True
             if not ticket.once:
-                self._refuse_cycle(entry, ticket)
+                self._refuse_cycle(ticket)
             elif not self._hopeful(entry, ticket):
                 return False
             ticket.latch = context.latch()
             ticket.state = State.QUEUED
             entry.queue.append(ticket)
-            self._awaited[ticket.owner] = entry
+            self._awaited[ticket.owner] = ticket
             return True
 
     def waiting(self, ticket: Ticket) -> bool:
@@ -132,7 +134,7 @@ class Entries:
     def granted(self, ticket: Ticket, session: Session) -> bool:
         """Note the server's yes; False when the asker has left, and the lock must be given back."""
         with self._mutex:
-            if ticket.state is not State.ASKING:
+            if ticket.state is not State.ASKING or self._closed:
                 return False
             entry = ticket.entry
             ticket.state = State.HELD
@@ -190,8 +192,9 @@ class Entries:
             return lost
 
     def close(self) -> list[Ticket]:
-        """Refuse all who queue and forget all who hold, and return these: their sessions end now."""
+        """Refuse all who queue or come, forget all who hold, and return these: their sessions end now."""
         with self._mutex:
+            self._closed = True
             held = []
             for entry in list(self._entries.values()):
                 while entry.queue:
@@ -213,10 +216,10 @@ class Entries:
     @staticmethod
     def _own(entry: Entry, ticket: Ticket) -> bool:
         blocks_its_thread = ticket.owner is ticket.thread
-        return any(
-            holder.owner is ticket.owner or (blocks_its_thread and holder.thread is ticket.thread)
-            for holder in entry.holders
-            if holder.owner is not None
+        in_front = [] if entry.head is None else [entry.head]
+        return any(holder.owner is ticket.owner for holder in entry.holders if holder.owner is not None) or (
+            blocks_its_thread
+            and any(other.thread is ticket.thread for other in (*entry.holders, *in_front, *entry.queue))
         )
 
     @staticmethod
@@ -229,25 +232,40 @@ class Entries:
             key=ticket.key,
         )
 
-    def _refuse_cycle(self, entry: Entry, ticket: Ticket) -> None:
-        if ticket.owner in self._blockers(entry):
+    def _refuse_cycle(self, ticket: Ticket) -> None:
+        if ticket.owner in self._blockers(ticket):
             raise DeadlockError(
                 f"key {shown(ticket.key)}: its holder waits for a key that this thread or task holds; "
                 "take several keys in one order everywhere, for example sorted",
                 key=ticket.key,
             )
 
-    def _blockers(self, entry: Entry) -> set[object]:
-        """Return all owners for whom a waiter of this entry would wait, directly or through others."""
+    def _blockers(self, ticket: Ticket) -> set[object]:
+        """Return all owners for whom a waiter would wait, directly or through others, and their threads."""
         owners: set[object] = set()
-        unvisited = [entry]
+        unvisited = [ticket]
         while unvisited:
-            for holder in unvisited.pop().holders:
-                if holder.owner is not None and holder.owner not in owners:
-                    owners.add(holder.owner)
-                    if holder.owner in self._awaited:
-                        unvisited.append(self._awaited[holder.owner])
-        return owners
+            for holder in self._needed(unvisited.pop()):
+                for stopped in {holder.owner, holder.thread} - owners:
+                    owners.add(stopped)
+                    if stopped in self._awaited:
+                        unvisited.append(self._awaited[stopped])
+        return owners - {None}
+
+    @staticmethod
+    def _needed(ticket: Ticket) -> list[Ticket]:
+        """Return the holders who must release before a waiter gets the lock."""
+        entry = ticket.entry
+        if ticket.once:
+            return []  # it waits for an answer that is on its way
+        if not entry.holders or not (entry.holders[0].shared and ticket.shared):
+            return entry.holders
+        for queued in entry.queue:
+            if queued is ticket:
+                break
+            if not (queued.shared or queued.once):
+                return entry.holders
+        return []
 
     @staticmethod
     def _hopeful(entry: Entry, ticket: Ticket) -> bool:
@@ -256,15 +274,16 @@ class Entries:
             readers = ticket.shared and entry.holders[0].shared
             if not readers or not all(queued.shared for queued in entry.queue):
                 return False
-        return bool(entry.ending) or not entry.server_waits
+        return not entry.server_waits
 
     def _refuse_single_tries(self, entry: Entry, *, past_readers: bool = False) -> None:
         """Answer the queued single tries; readers in front of every writer may still join readers."""
         for ticket in list(entry.queue):
-            past_readers = past_readers and ticket.shared
-            if ticket.once and not past_readers:
+            if ticket.once and not (past_readers and ticket.shared):
                 entry.queue.remove(ticket)
                 self._wake(ticket, State.GONE)
+            elif not ticket.once:
+                past_readers = past_readers and ticket.shared
 
     def _advance(self, entry: Entry) -> None:
         """Send the first of the queue to the server when it may go; drop the entry when nobody is left."""

@@ -33,6 +33,18 @@ __all__ = [
     "UnsupportedError",
 ]
 
+# Characters of a user's value that a message or a log line shows.
+SHOWN = 80
+
+
+def shown(key: object) -> str:
+    """Return a user's value for a message or a log: its repr in one line, cut."""
+    try:
+        text = " ".join(repr(key).split())
+    except Exception:  # noqa: BLE001 - a huge int refuses, and a user's __repr__ may do anything
+        text = object.__repr__(key)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
 
 class LockError(Exception):
     """Base of all errors of this library; `key` is the user's key where one is concerned."""

@@ -4,7 +4,8 @@ This mapping is a wire format: two processes exclude each other only if they com
 whatever their host, framework or version. It is pure, and frozen by `tests/unit/key_vectors.json`.
 
 A scalar without a prefix maps as sqlalchemy-dlock 0.9 maps it on a little-endian host, so that both
-libraries exclude each other. Everything else is hashed over typed, length-prefixed parts, so that no
+libraries exclude each other; on MySQL and MariaDB as far as all servers read its name alike.
+Everything else is hashed over typed, length-prefixed parts, so that no
 two different keys can run together ("app" + "1:x" and "app1" + ":x").
 """
 
@@ -13,16 +14,15 @@ from __future__ import annotations
 import re
 from hashlib import blake2b
 
-from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError
+from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError, shown
 
-__all__ = ["Key", "check_key", "check_prefix", "file_name", "int64", "label", "mysql_name", "shown"]
+__all__ = ["Key", "check_key", "check_prefix", "file_name", "int64", "label", "mysql_name"]
 
 Scalar = str | bytes | int
 Key = str | bytes | int | tuple[str | bytes | int, ...]
 
 INT64 = range(-(2**63), 2**63)
 MYSQL_MAX = 64
-SHOWN = 80
 _HINT = "give a str, bytes, int, or a tuple of them"
 # What MySQL and MariaDB, of whatever version and character set, read as one and the same name.
 _MYSQL_VERBATIM = re.compile(r"[ -@\[-`{-}a-z]*[!-@\[-`{-}a-z]")
@@ -44,32 +44,33 @@ def check_key(key: object) -> Key:
     return tuple(_check_scalar(part, key) for part in key)
 
 
-def shown(key: object) -> str:
-    """Return the key for a message or a log: its repr, cut, so that it can forge no second line."""
-    text = repr(key)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-
-
 def _check_scalar(part: object, key: object) -> Scalar:
-    where = f"key {shown(key)}" if part is key else f"key {shown(key)}, part {shown(part)}"
     if isinstance(part, bool) or not isinstance(part, str | bytes | int):
-        raise LockKeyTypeError(f"{where}: {type(part).__name__} is not a key; {_HINT}", key=key)
+        raise LockKeyTypeError(f"{_where(part, key)}: {type(part).__name__} is not a key; {_HINT}", key=key)
     if isinstance(part, int):
         if int(part) not in INT64:
-            raise LockKeyRangeError(f"{where}: an int key must fit in 64 bits with sign; use its text", key=key)
+            raise LockKeyRangeError(
+                f"{_where(part, key)}: an int key must fit in 64 bits with sign; use its text", key=key
+            )
         return int(part)
     if not part:
-        raise LockKeyError(f"{where}: empty; give it at least one character", key=key)
+        raise LockKeyError(f"{_where(part, key)}: empty; give it at least one character", key=key)
     if isinstance(part, bytes):
         return bytes(part)
-    return _check_text(str.__str__(part), where, key)
+    return _check_text(str.__str__(part), key, part)
 
 
-def _check_text(text: str, where: str, key: object) -> str:
+def _where(part: object, key: object) -> str:
+    return f"key {shown(key)}" if part is key else f"key {shown(key)}, part {shown(part)}"
+
+
+def _check_text(text: str, key: object, part: object) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise LockKeyError(f"{where}: lone surrogates have no UTF-8 form; give bytes instead", key=key) from error
+        raise LockKeyError(
+            f"{_where(part, key)}: lone surrogates have no UTF-8 form; give bytes instead", key=key
+        ) from error
     return text
 
 
@@ -77,7 +78,10 @@ def check_prefix(prefix: object) -> str:
     """Return the prefix, or say why it cannot be one."""
     if not isinstance(prefix, str):
         raise LockKeyTypeError(f"prefix={shown(prefix)}: give a str, '' for none", key=prefix)
-    return _check_text(str.__str__(prefix), f"prefix={shown(prefix)}", prefix)
+    try:
+        return _check_text(str.__str__(prefix), prefix, prefix)
+    except LockKeyError as error:
+        raise LockKeyError(f"prefix={shown(prefix)}: lone surrogates have no UTF-8 form", key=prefix) from error
 
 
 def int64(prefix: str, key: Key) -> int:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from .contexts import BLOCKING
 from .entries import State, Ticket
-from .errors import LockStateError, LockTimeoutError
-from .keys import shown
+from .errors import LockStateError, LockTimeoutError, shown
 from .manager import log
 from .timeouts import parse_timeout
 

@@ -16,8 +16,8 @@ from .contexts import see_through
 from .dialects import find_dialect, refusal_to_share
 from .dialects.sqlite import SQLite
 from .entries import Entries, State, Ticket
-from .errors import LockConnectionError, LockError, LockLostError, LockStateError, UnsupportedError
-from .keys import check_key, label, shown
+from .errors import LockConnectionError, LockError, LockLostError, LockStateError, UnsupportedError, shown
+from .keys import check_key, label
 from .session import connection_lost, open_session
 from .session_pool import SessionPool
 from .threads import Workers
@@ -90,11 +90,15 @@ class Manager:
             LockKeyError: It cannot name a lock.
             UnsupportedError: The database has no shared locks.
         """
+        self.check_shared(key, shared=shared)
         checked = check_key(key)
-        if shared and not self.locks.capabilities.shared:
-            raise UnsupportedError(f"key {shown(checked)}: {refusal_to_share(self.locks)}", key=checked)
         text = label(self.prefix, checked) if self._show_keys else ""
         return Request(checked, self.locks.name(self.prefix, checked), text, shared)
+
+    def check_shared(self, key: object, *, shared: bool) -> None:
+        """Refuse a shared lock where there is none."""
+        if shared and not self.locks.capabilities.shared:
+            raise UnsupportedError(f"key {shown(key)}: {refusal_to_share(self.locks)}", key=key)
 
     def acquire(self, request: Request, context: Context, timeout: float | None) -> Ticket | None:
         """Acquire; None when it was not free in time.

@@ -83,6 +83,7 @@ class LockProvider(_BaseProvider):
 
         Raises:
             LockKeyError: The key cannot name a lock.
+            UnsupportedError: The database has no shared locks.
             ValueError: The timeout is negative or not a number.
         """
         request = self._manager.request(key, shared=shared)
@@ -105,6 +106,7 @@ class LockProvider(_BaseProvider):
         Raises:
             LockTimeoutError: From the decorated function, when the lock is not free in time.
         """
+        self._manager.check_shared(key, shared=shared)
         return guarded(key, parse_timeout(timeout), shared, lock=self.lock, alock=self.alock)
 
     def close(self) -> None:
@@ -149,6 +151,7 @@ class AsyncLockProvider(_BaseProvider):
 
     def locked(self, key: KeySource, *, timeout: float | None = None, shared: bool = False) -> Callable[[F], F]:
         """Decorate an async function: each call runs under a fresh lock; see `LockProvider.locked`."""
+        self._manager.check_shared(key, shared=shared)
         return guarded(key, parse_timeout(timeout), shared, lock=None, alock=self.lock)
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ exit, so one thread that waits for a lock would keep a finished program from end
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from concurrent.futures import Future
@@ -36,7 +37,7 @@ class Workers:
         if worker is None:
             worker = _Worker(self)
             threading.Thread(target=worker.run, name="dlock-worker", daemon=True).start()
-        worker.jobs.put(lambda: _fulfil(future, function))
+        worker.jobs.put(functools.partial(_fulfil, future, function))
         return future
 
     def rest(self, worker: _Worker) -> None:
@@ -78,3 +79,5 @@ def _fulfil(future: Future[R], function: Callable[[], R]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+    finally:
+        del future, function  # the error's traceback refers to this frame: no circle that keeps a session alive

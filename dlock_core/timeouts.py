@@ -6,6 +6,8 @@ import math
 import time
 from numbers import Real
 
+from .errors import shown
+
 __all__ = ["Deadline", "parse_timeout"]
 
 
@@ -19,14 +21,17 @@ def parse_timeout(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(_refusal(value))  # noqa: TRY004 - threading.Lock raises it too
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise ValueError(_refusal(value)) from None
     if math.isnan(seconds) or seconds < 0:
         raise ValueError(_refusal(value))
     return None if math.isinf(seconds) else seconds
 
 
 def _refusal(value: object) -> str:
-    return f"timeout={value!r}: give None (wait for ever), 0 (one try) or a number of seconds above 0"
+    return f"timeout={shown(value)}: give None (wait for ever), 0 (one try) or a number of seconds above 0"
 
 
 class Deadline:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dlock_core.dialects import find_dialect
+
 __all__ = ["ROWS", "Row"]
 
 
@@ -23,6 +25,11 @@ class Row:
         """Whether a server process holds the locks."""
         return self.server != "sqlite"
 
+    @property
+    def shared(self) -> bool:
+        """Whether the database has shared locks."""
+        return find_dialect(self.drivername.partition("+")[0]).capabilities.shared
+
 
 ROWS = (
     Row("postgresql-psycopg", "postgresql", "postgresql+psycopg"),
@@ -30,6 +37,17 @@ ROWS = (
     Row("postgresql-psycopg-async", "postgresql", "postgresql+psycopg", "async"),
     Row("postgresql-asyncpg", "postgresql", "postgresql+asyncpg", "async"),
     Row("postgresql-psycopg-alock", "postgresql", "postgresql+psycopg", "alock"),
+    Row("mysql-pymysql", "mysql", "mysql+pymysql"),
+    Row("mysql-mysqlclient", "mysql", "mysql+mysqldb"),
+    Row("mysql-aiomysql", "mysql", "mysql+aiomysql", "async"),
+    Row("mysql-asyncmy", "mysql", "mysql+asyncmy", "async"),
+    Row("mysql-pymysql-alock", "mysql", "mysql+pymysql", "alock"),
+    # SQLAlchemy has two names for MariaDB, and the server is what it is under both.
+    Row("mariadb-pymysql", "mariadb", "mysql+pymysql"),
+    Row("mariadb-mysqlclient", "mariadb", "mariadb+mysqldb"),
+    Row("mariadb-aiomysql", "mariadb", "mariadb+aiomysql", "async"),
+    Row("mariadb-asyncmy", "mariadb", "mysql+asyncmy", "async"),
+    Row("mariadb-pymysql-alock", "mariadb", "mariadb+pymysql", "alock"),
     Row("sqlite-file", "sqlite", "sqlite"),
     Row("sqlite-memory", "sqlite", "sqlite", in_memory=True),
     Row("sqlite-aiosqlite", "sqlite", "sqlite+aiosqlite", "async"),

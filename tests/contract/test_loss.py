@@ -63,9 +63,7 @@ def test_a_dropped_session_is_free_while_its_traceback_lives(house: House) -> No
     assert holder.acquire("k")
     wait = waiter.begin("k", timeout=20)
     until(lambda: house.witness.waiters() == 1)
-    house.witness.scalar(  # type: ignore[attr-defined]
-        "SELECT count(pg_cancel_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    )
+    house.witness.cancel_waiters()
     error = wait.exception(10)
     assert error is not None
     assert error.__traceback__ is not None

@@ -189,7 +189,7 @@ def _one_race(
     timeout = 0.006 if disturbance == "timeout" else 10
     wait = waiter.submit(lambda: lock.acquire(timeout=timeout))
     until(lambda: witness.waiters() == 1 or wait.done())
-    cancel = threading.Thread(target=_cancel_waiter, args=(witness,))
+    cancel = threading.Thread(target=witness.cancel_waiters)
     if disturbance == "cancel":
         cancel.start()
     time.sleep(chance.uniform(0, 0.0015 if disturbance == "cancel" else 0.006))  # aims at the moment
@@ -201,7 +201,3 @@ def _one_race(
         waiter.do(lock.close)
     else:
         assert isinstance(error, sa.exc.OperationalError | sa.exc.DBAPIError)
-
-
-def _cancel_waiter(witness: PostgreSQLWitness) -> None:
-    witness.scalar("SELECT count(pg_cancel_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from dlock_core import UnsupportedError
+
 from .house import House, until
+
+pytestmark = pytest.mark.rows(lambda row: row.shared)
+
+
+@pytest.mark.rows(lambda row: not row.shared)
+def test_a_database_without_shared_locks_says_which_have_them(house: House) -> None:
+    """The mistake shows where the lock is made, and at import for a decorator."""
+    for make in (house.maker(), house.provider.locked):
+        with pytest.raises(UnsupportedError, match="'k': GET_LOCK has no shared locks; PostgreSQL and SQLite have"):
+            make("k", shared=True)
 
 
 @pytest.mark.parametrize("own_provider", [False, True], ids=["same-process", "stranger"])

@@ -526,7 +526,6 @@ class TestThreads:
 class TestDefects:
     """What the model (`test_entries_model.py`) found and the core still has to mend."""
 
-    @pytest.mark.xfail(strict=True, reason="_hopeful counts an unlock on its way although the server has said no")
     def test_a_try_fails_at_once_if_somebody_waits_at_the_server_while_a_reader_unlocks(
         self, entries: Entries, ann: Person, ben: Person, cid: Person
     ) -> None:
@@ -538,7 +537,6 @@ class TestDefects:
         entries.ended(leaving)
         assert single.state is State.GONE
 
-    @pytest.mark.xfail(strict=True, reason="_refuse_single_tries lets a writer whom it refuses keep readers out")
     def test_a_reader_s_try_goes_on_when_only_a_writer_s_refused_try_was_between(
         self, entries: Entries, ann: Person, ben: Person, cid: Person
     ) -> None:
@@ -548,7 +546,6 @@ class TestDefects:
         entries.granted(head, session())
         assert (writer.state, reader.state) == (State.GONE, State.ASKING)
 
-    @pytest.mark.xfail(strict=True, reason="_blockers takes every queued reader to wait for the readers who hold")
     def test_a_reader_who_waits_only_for_an_answer_closes_no_circle(
         self, entries: Entries, ann: Person, ben: Person, cid: Person
     ) -> None:
@@ -559,9 +556,6 @@ class TestDefects:
         ben.ask(entries, "x", shared=True)
         assert ann.ask(entries, "y").state is State.QUEUED
 
-    @pytest.mark.xfail(
-        strict=True, reason="_refuse_cycle asks holders with whom the asker could share", raises=DeadlockError
-    )
     def test_a_reader_who_may_join_as_soon_as_another_is_answered_closes_no_circle(
         self, entries: Entries, ann: Person, ben: Person, cid: Person
     ) -> None:
@@ -572,14 +566,12 @@ class TestDefects:
         cid.ask(entries, "x", shared=True)
         assert ben.ask(entries, "x", shared=True).state is State.QUEUED
 
-    @pytest.mark.xfail(strict=True, reason="_own looks at holders only, not at the tasks of the thread in front")
     def test_a_thread_that_would_block_the_task_in_front_of_it_is_told(self, entries: Entries, ann: Person) -> None:
         """The task is at the server; granted, it could never release, since its loop stands still."""
         Person("task", home=ann).ask(entries, "k")
         with pytest.raises(DeadlockError):
             ann.ask(entries, "k")
 
-    @pytest.mark.xfail(strict=True, reason="_blockers does not know that a blocked thread stops its tasks")
     def test_a_cycle_through_the_tasks_of_a_blocked_thread_is_a_deadlock(
         self, entries: Entries, ann: Person, ben: Person
     ) -> None:

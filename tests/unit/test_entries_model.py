@@ -56,6 +56,7 @@ class Model:
 
     def __init__(self) -> None:
         self.all: list[Asked] = []
+        self.closed = False
 
     def at(self, *states: State, key: str | None = None) -> list[Asked]:
         return [one for one in self.all if one.state in states and key in (None, one.key)]
@@ -87,10 +88,8 @@ class Model:
         server_said_no = any(head.waits_at_server for head in self.at(State.ASKING, key=one.key))
         return server_said_no or any(one.excludes(other) for other in in_front)
 
-    def waits_for(self, one: Asked, *, coarse: bool) -> set[Person]:
+    def waits_for(self, one: Asked) -> set[Person]:
         """Return the owners whose release one needs: of all that exclude him, or one in front of him."""
-        if coarse:
-            return {holder.owner for holder in self.at(State.HELD, key=one.key) if holder.owner is not None}
         line = [*self.at(State.QUEUED, key=one.key)]
         line = [other for other in (line[: line.index(one) + 1] if one in line else [*line, one]) if not other.once]
         return {
@@ -99,10 +98,10 @@ class Model:
             if holder.owner is not None and any(holder.excludes(other) for other in line)
         }
 
-    def circle(self, extra: Asked | None = None, *, coarse: bool = False) -> bool:
+    def circle(self, extra: Asked | None = None) -> bool:
         """Tell whether some wait, with one more, could never end."""
-        waits = [one for one in self.at(State.QUEUED) if coarse or not one.once] + ([extra] if extra else [])
-        graph = {one.person: self.waits_for(one, coarse=coarse) for one in waits}
+        waits = [one for one in self.at(State.QUEUED) if not one.once] + ([extra] if extra else [])
+        graph = {one.person: self.waits_for(one) for one in waits}
         while graph:
             ends = [person for person, others in graph.items() if not others & graph.keys()]
             if not ends:
@@ -110,24 +109,6 @@ class Model:
             for person in ends:
                 del graph[person]
         return False
-
-
-# The machine avoids the situations of the defects in `test_entries.py::TestDefects` until they are mended.
-# Then these two functions go, their calls, and the `coarse` graph, which tells what the core sees today.
-
-
-def defect_is_known(model: Model, one: Asked) -> bool:
-    """Tell whether an ask would meet one: a try during an unlock and a wait, or a circle of readers."""
-    if one.once:
-        waiting = any(head.waits_at_server for head in model.at(State.ASKING, key=one.key))
-        return waiting and bool(model.at(State.ENDING, key=one.key))
-    return model.circle(one) != model.circle(one, coarse=True)
-
-
-def a_refused_writer_keeps_readers_out(model: Model, head: Asked) -> bool:
-    """Tell whether a grant would refuse a reader's try because of a writer's try in front of it."""
-    tries = [one.shared for one in model.at(State.QUEUED, key=head.key) if one.once]
-    return head.shared and False in tries and True in tries[tries.index(False) :]
 
 
 class EntriesMachine(RuleBasedStateMachine):
@@ -162,7 +143,8 @@ class EntriesMachine(RuleBasedStateMachine):
         person = idle[who % len(idle)]
         one = Asked(person.ticket(key, shared=shared, once=once), person, key, shared, once)
         note(repr(one))
-        if defect_is_known(self.model, one):
+        if self.model.closed:
+            assert not self.entries.ask(key, one.ticket, person)
             return
         own = any(holder.owner is person for holder in self.model.at(State.HELD, key=key))
         in_front = self.model.at(State.QUEUED, key=key)
@@ -219,7 +201,8 @@ class EntriesMachine(RuleBasedStateMachine):
     @rule(number=ANY, where=st.integers(0, 2))
     def grant(self, number: int, where: int) -> None:
         one = self.pick(number, State.ASKING)
-        if a_refused_writer_keeps_readers_out(self.model, one):
+        if self.model.closed:
+            assert not self.entries.granted(one.ticket, self.sessions[where])
             return
         assert self.entries.granted(one.ticket, self.sessions[where])
         one.state = State.HELD
@@ -273,6 +256,7 @@ class EntriesMachine(RuleBasedStateMachine):
             one.state = State.LOST
         for one in self.model.at(State.QUEUED):
             one.state = State.GONE
+        self.model.closed = True
 
     # What must hold after each step: one invariant, so that a failed example stays readable.
 

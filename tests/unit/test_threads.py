@@ -155,7 +155,6 @@ def test_an_idle_thread_keeps_neither_the_job_nor_its_result(workers: Workers) -
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.xfail(strict=True, reason="_fulfil's frame, future, error and traceback refer to one another in a circle")
 def test_an_exception_goes_when_its_last_user_goes(workers: Workers) -> None:
     """Its traceback holds the job's variables, a session perhaps: it must not wait for the collector."""
     seen = []
