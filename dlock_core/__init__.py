@@ -18,10 +18,12 @@ from .errors import (
 )
 from .lock import Lock
 from .provider import AsyncLockProvider, LockProvider
+from .sadlock import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
 
 __all__ = [
     "AsyncLock",
     "AsyncLockProvider",
+    "AsyncSadLock",
     "DeadlockError",
     "Lock",
     "LockConnectionError",
@@ -33,6 +35,9 @@ __all__ = [
     "LockProvider",
     "LockStateError",
     "LockTimeoutError",
+    "SadLock",
     "UnsafeEnvironmentError",
     "UnsupportedError",
+    "create_async_sadlock",
+    "create_sadlock",
 ]

@@ -1,4 +1,4 @@
-"""How one piece of blocking code waits: in a thread, in an asyncio task, or in a task over threads.
+"""How one piece of blocking code waits: in a thread, in an asyncio task, or in either over a helper thread.
 
 The acquisition of a lock is written once, as blocking code. A context tells it who asks (the owner),
 gives it a latch to queue on, and runs what talks to the server. The async contexts rely on
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .threads import Workers
     from .timeouts import Deadline
 
-__all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "Threaded", "see_through"]
+__all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "MainThread", "Threaded", "see_through"]
 
 log = logging.getLogger("dlock")
 P = ParamSpec("P")
@@ -31,6 +31,9 @@ R = TypeVar("R")
 
 # How often an interrupt is repeated until it is heard: the first may come before the statement.
 INSIST = 0.05
+# How long a main thread that a signal calls away stays for its helper, so that a program which then
+# ends leaves nothing at the server.
+PARTING = 0.2
 
 
 class Latch(Protocol):
@@ -58,6 +61,10 @@ class Context(Protocol):
 
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run what talks to the server; whoever leaves early must call `interrupt`."""
+        ...
+
+    def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:
+        """Run a statement that may wait for long, inside a function that `call` runs; `stop` ends it early."""
         ...
 
     def pause(self, seconds: float) -> None:
@@ -135,6 +142,9 @@ class Blocking:
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(*args, **kwargs)
 
+    def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:  # noqa: ARG002
+        return function()
+
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
 
@@ -143,6 +153,29 @@ class Blocking:
 
     def afterwards(self, function: Callable[[], object]) -> None:
         function()
+
+
+class MainThread(Blocking):
+    """The main thread, where signal handlers run, over a server that lets its sessions wait.
+
+    A helper thread waits at the server, and the main thread for the helper. psycopg2 and mysqlclient
+    wait in C, which holds up a signal until the server answers; PyMySQL takes the TimeoutError of a
+    handler for a lost connection. When a handler raises, the helper's wait is ended; its session is
+    in doubt then, like after any exception out of a statement.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:
+        running = self._workers.submit(function)
+        try:
+            return running.result()
+        except BaseException:
+            if not running.done():
+                self._workers.submit(lambda: _insist(running, stop))
+                wait_for_futures([running], timeout=PARTING)
+            raise
 
 
 class Greenlet(Blocking):

@@ -7,7 +7,7 @@ import threading
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
-from .contexts import BLOCKING
+from .contexts import BLOCKING, MainThread
 from .entries import State, Ticket
 from .errors import LockStateError, LockTimeoutError, shown
 from .manager import log
@@ -156,7 +156,7 @@ class Lock(BaseLock):
             LockConnectionError: The database cannot be asked.
             ValueError: The timeout is negative or not a number, or comes with block=False.
         """
-        return self._acquire(BLOCKING, block=block, timeout=timeout)
+        return self._acquire(self._context(), block=block, timeout=timeout)
 
     def release(self) -> None:
         """Release the lock.
@@ -173,10 +173,16 @@ class Lock(BaseLock):
 
     def __enter__(self) -> Self:
         """Acquire, or raise LockTimeoutError."""
-        self._enter(BLOCKING)
+        self._enter(self._context())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._exit(BLOCKING, error)
+
+    def _context(self) -> Context:
+        """Return how this thread waits: signals arrive in the main thread, whatever a driver does at the server."""
+        if threading.current_thread() is threading.main_thread() and self._manager.locks.capabilities.server_waits:
+            return MainThread(self._manager.workers)
+        return BLOCKING

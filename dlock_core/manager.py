@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .contexts import see_through
@@ -24,8 +25,6 @@ from .threads import Workers
 from .timeouts import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import Engine, Pool
 
     from .contexts import Context
@@ -118,7 +117,7 @@ class Manager:
             if (
                 self.entries.ask(request.name, ticket, context)
                 and self._queue(ticket, deadline)
-                and (ticket.state is State.HELD or context.call(self._ask, request, ticket, deadline, context.pause))
+                and (ticket.state is State.HELD or context.call(self._ask, request, ticket, deadline, context))
             ):
                 return ticket
         except BaseException:
@@ -136,12 +135,12 @@ class Manager:
             return self.entries.leave(ticket) is State.HELD
         return ticket.state is not State.GONE
 
-    def _ask(self, request: Request, ticket: Ticket, deadline: Deadline, pause: Callable[[float], None]) -> bool:
+    def _ask(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         """Ask the server, as this process's only asker for this key."""
         pool = self._pool()
         ticket.pool = pool
         try:
-            granted = self._try(pool, request, ticket) or self._wait(request, ticket, deadline, pause)
+            granted = self._try(pool, request, ticket) or self._wait(request, ticket, deadline, context)
         except BaseException as error:
             if ticket.session is not None:
                 pool.end(ticket.session)
@@ -173,7 +172,7 @@ class Manager:
                     raise
                 pool.end(session)
 
-    def _wait(self, request: Request, ticket: Ticket, deadline: Deadline, pause: Callable[[float], None]) -> bool:
+    def _wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         """Wait at the server, or poll where it has no queue."""
         if ticket.once or not self.entries.waiting(ticket):
             return False
@@ -183,12 +182,12 @@ class Manager:
         while ticket.state is State.ASKING and not deadline.passed:
             remaining = deadline.remaining()
             if not self.locks.capabilities.server_waits:
-                pause(step if remaining is None else min(step, remaining))
+                context.pause(step if remaining is None else min(step, remaining))
                 step = min(2 * step, POLL_LAST)
                 remaining = 0
-            if session.acquire(
-                request.name, shared=request.shared, timeout=remaining, label=self._label(request.label)
-            ):
+            label = self._label(request.label)
+            ask = partial(session.acquire, request.name, shared=request.shared, timeout=remaining, label=label)
+            if context.wait(ask, session.interrupt):
                 return True
         return False
 

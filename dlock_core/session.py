@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 
 from .errors import LockConnectionError
+from .signals import from_handler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,8 @@ def _connect(engine: Engine, pool: Pool) -> Any:
     try:
         pooled = pool.connect()
     except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
+        if from_handler(error):
+            raise
         raise LockConnectionError(
             f"cannot open a lock session on {engine.url.render_as_string(hide_password=True)}: "
             f"{_first_line(error)}. Check that the server runs and that the URL is right"
@@ -109,6 +112,8 @@ class SqlSession:
         parameters = values if order is None else tuple(values[name] for name in order)
         cursor = None
         self._user = threading.get_ident()
+        if self._ended:  # looked at after `_user` is set, as `end` sets and looks the other way round
+            raise LockConnectionError("this session has ended")
         try:
             cursor = self._connection.cursor()
             cursor.execute(sql, parameters)
@@ -117,6 +122,8 @@ class SqlSession:
         except self.sqla.loaded_dbapi.Error as error:
             raise self._translated(error, sql, parameters, cursor) from error
         except Exception as error:  # out of the driver's own depths: its connection is broken
+            if from_handler(error):
+                raise
             raise LockConnectionError(f"the driver failed: {_first_line(error)}") from error
         finally:
             self._user = None
@@ -153,18 +160,22 @@ class SqlSession:
 
         A session that was interrupted is in doubt, so it is ended and never lent again.
         """
+        if self._ended or self._pid != os.getpid():
+            return
+        cancel = getattr(self.driver_connection, "cancel_safe", None)
+        cancel = cancel or getattr(self.driver_connection, "cancel", None)
+        try:
+            if cancel is not None:
+                cancel()  # outside the mutex: it opens a connection, for which `end` must not wait
+            else:
+                self._hang_up()
+        except Exception:  # the wait may just have ended, and the session with it
+            log.debug("could not interrupt a wait", exc_info=True)
+
+    def _hang_up(self) -> None:
         with self._mutex:
-            if self._ended or self._pid != os.getpid():
-                return
-            cancel = getattr(self.driver_connection, "cancel_safe", None)
-            cancel = cancel or getattr(self.driver_connection, "cancel", None)
-            try:
-                if cancel is not None:
-                    cancel()
-                elif self._socket is not None:
-                    self._socket.shutdown(socket.SHUT_RDWR)
-            except Exception:  # the wait may just have ended, and the session with it
-                log.debug("could not interrupt a wait", exc_info=True)
+            if not self._ended and self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """End the session on the server: whatever it holds is free."""
@@ -250,4 +261,6 @@ def _first_line(error: BaseException) -> str:
 
 def connection_lost(error: BaseException) -> bool:
     """Tell whether an error of a statement means that the session is gone."""
-    return isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, OSError) and not from_handler(error)

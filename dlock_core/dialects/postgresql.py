@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..keys import Key
     from .base import Statements
 
-__all__ = ["PostgreSQL"]
+__all__ = ["PostgreSQL", "milliseconds"]
 
 # Largest lock_timeout; longer waits are asked for again.
 MAX_MILLISECONDS = 2**31 - 1
@@ -127,7 +127,7 @@ class PostgreSQL:
             return bool(session.first(attempt, name=name, label=label)[0])
         wait = WAIT_SHARED if shared else WAIT
         try:
-            session.first(wait, name=name, milliseconds=_milliseconds(timeout), label=label)
+            session.first(wait, name=name, milliseconds=milliseconds(timeout), label=label)
         except DBAPIError as error:
             return self._not_granted(session, name, shared, error)
         return True
@@ -149,7 +149,7 @@ class PostgreSQL:
         return bool(session.first(unlock, name=name, label=label)[0])
 
 
-def _milliseconds(timeout: float | None) -> str:
+def milliseconds(timeout: float | None) -> str:
     """Round up: 0.4 ms would become 0, and 0 is for ever."""
     return "0" if timeout is None else str(min(max(1, math.ceil(timeout * 1000)), MAX_MILLISECONDS))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import keys
 from ..errors import LockConnectionError
+from ..signals import from_handler
 from .base import Capabilities
 from .sqlite_files import SideFiles
 from .sqlite_memory import MemoryLocks
@@ -75,6 +76,8 @@ def _database_file(engine: Engine, pool: Pool) -> str:
     try:
         pooled = pool.connect()
     except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
+        if from_handler(error):
+            raise
         url = engine.url.render_as_string(hide_password=True)
         raise LockConnectionError(f"cannot open {url}: {error}. Check the path and its rights") from error
     connection = pooled.dbapi_connection

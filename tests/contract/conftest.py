@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.conftest import server
 
 from .house import House
 from .rows import ROWS, Row
+from .witnesses import MySQLWitness
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,3 +33,26 @@ def house(row: Row, tmp_path: Path) -> Iterator[House]:
     house = House(row, server(row.server) if row.is_server else None, tmp_path)
     yield house
     house.close()
+
+
+@pytest.fixture
+def mysql(house: House) -> MySQLWitness:
+    """The witness of MySQL or MariaDB, who can run statements."""
+    assert isinstance(house.witness, MySQLWitness)
+    return house.witness
+
+
+@pytest.fixture
+def set_global(house: House, mysql: MySQLWitness) -> Iterator[Callable[[str, Any], None]]:
+    """What sets a variable for all new sessions of a MySQL or MariaDB server, until the test ends."""
+    assert house.server is not None
+    if not house.server.controllable:
+        pytest.skip("the server is not ours to set up")
+    with ExitStack() as undo:
+
+        def change(name: str, value: Any) -> None:
+            statement = sa.text(f"SET GLOBAL {name} = :value")
+            undo.callback(mysql.connection.execute, statement, {"value": mysql.scalar(f"SELECT @@GLOBAL.{name}")})
+            mysql.connection.execute(statement, {"value": value})
+
+        yield change

@@ -30,9 +30,13 @@ class Loop:
         self._thread = threading.Thread(target=self.loop.run_forever, name="test-loop", daemon=True)
         self._thread.start()
 
+    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Begin to run a coroutine."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine and wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
+        return self.begin(coroutine).result(PATIENCE)
 
     def close(self) -> None:
         """Cancel what still runs, as asyncio.run does, and close."""

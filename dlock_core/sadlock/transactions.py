@@ -1,0 +1,173 @@
+"""Transaction-level locks: they end with the caller's transaction, and nothing else ends them.
+
+SQLAlchemy's events on the connection tell when that is. Statements such as ROLLBACK that the caller
+writes himself go unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, event
+
+from ..errors import LockStateError, shown
+from .caller import CallerSession, asking, locks_on_caller, refuse_second, wait_for
+from .holds import holds_of, watch_pools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from .caller import Ask
+
+__all__ = ["TransactionHold", "acquire_in_transaction"]
+
+
+class TransactionHold:
+    """A lock that its transaction holds."""
+
+    ends_with_transaction = True
+
+    def __init__(self, connection: Connection, session: CallerSession, name: int | str) -> None:
+        self.name = name
+        self.pid = os.getpid()
+        self._session = session
+        # Weak, since what connections hold is remembered beside them: see `holds.py`.
+        self._connection = weakref.ref(connection)
+        self._proxied = weakref.ref(connection.connection)
+        self._savepoints = 0
+        self.ended = False
+
+    @property
+    def proxied(self) -> PoolProxiedConnection | None:
+        return self._proxied()
+
+    @property
+    def alive(self) -> bool:
+        connection = self._connection()
+        return not self.ended and connection is not None and self._session.is_under(connection)
+
+    def release(self, key: object) -> None:
+        raise LockStateError(
+            f"key {shown(key)}: a lock with xact=True ends with its transaction: commit or roll back to release it",
+            key=key,
+        )
+
+    def returned(self, *, may_talk: bool) -> None:  # noqa: ARG002 - its transaction has ended before
+        self.transaction_ended()
+
+    def transaction_ended(self) -> None:
+        """Note a COMMIT or ROLLBACK."""
+        self.ended = True
+
+    def savepoint_begun(self) -> None:
+        """Note a SAVEPOINT inside the lock."""
+        self._savepoints += 1
+
+    def savepoint_released(self) -> None:
+        """Note a RELEASE SAVEPOINT: what was locked since belongs to what is around it."""
+        self._savepoints = max(0, self._savepoints - 1)
+
+    def savepoint_rolled_back(self) -> None:
+        """Note a ROLLBACK TO SAVEPOINT, which ends the lock if the savepoint is older."""
+        self.ended = self.ended or self._savepoints == 0
+        self._savepoints = max(0, self._savepoints - 1)
+
+
+def acquire_in_transaction(subject: Connection | Session, ask: Ask) -> TransactionHold | None:
+    """Take a lock for the rest of the caller's transaction, which begins now if there is none.
+
+    Raises:
+        LockStateError: The connection is in autocommit, where a transaction ends at once.
+    """
+    begin_here = not subject.in_transaction()
+    connection = subject if isinstance(subject, Connection) else subject.connection()
+    hold = None
+    try:
+        if begin_here and connection is subject:
+            connection.begin()
+        hold = _take(connection, ask)
+    finally:
+        if hold is None and begin_here:
+            _end_transaction(subject)
+    return hold
+
+
+def _take(connection: Connection, ask: Ask) -> TransactionHold | None:
+    holds = holds_of(connection)
+    if holds.find(ask.request.name) is not None:
+        refuse_second(ask)
+        return None
+    watch_pools()
+    session = CallerSession(connection)
+    hold = TransactionHold(connection, session, ask.request.name)
+    with asking(connection, session, ask.request.key):
+        if session.autocommit:
+            raise LockStateError(
+                "xact=True on a connection in autocommit would be released at once; "
+                "use another isolation level, or leave xact out"
+            )
+        if not wait_for(session, locks_on_caller(connection.dialect.name), ask):
+            return None
+    holds.add(hold)
+    _holds_in_transaction(connection).append(hold)
+    return hold
+
+
+def _end_transaction(subject: Connection | Session) -> None:
+    """Leave no transaction behind where there was none.
+
+    Closing it, unlike a rollback, does not expire what an ORM session has loaded.
+    """
+    transaction = subject.get_transaction()
+    if transaction is not None:
+        transaction.close()
+
+
+_watched: WeakKeyDictionary[Connection, list[TransactionHold]] = WeakKeyDictionary()
+
+
+def _holds_in_transaction(connection: Connection) -> list[TransactionHold]:
+    """Return the locks of a connection's transaction; from the first one on, its events are watched.
+
+    Its listeners stay: they cannot be removed while SQLAlchemy goes through them.
+    """
+    if connection not in _watched:
+        _watched[connection] = []
+        for name, listener in LISTENERS.items():
+            event.listen(connection, name, listener)
+    return _watched[connection]
+
+
+def _at_end(connection: Connection, *_: object) -> None:
+    holds = _watched.get(connection, [])
+    for hold in holds:
+        hold.transaction_ended()
+    if not connection.closed and not connection.invalidated:
+        for hold in holds:
+            holds_of(connection).remove(hold)
+    holds.clear()
+
+
+def _at_savepoint(note: Callable[[TransactionHold], None]) -> Callable[..., None]:
+    def listener(connection: Connection, *_: object) -> None:
+        for hold in _watched.get(connection, []):
+            note(hold)
+
+    return listener
+
+
+LISTENERS: dict[str, Callable[..., None]] = {
+    "commit": _at_end,
+    "rollback": _at_end,
+    "commit_twophase": _at_end,
+    "rollback_twophase": _at_end,
+    "savepoint": _at_savepoint(TransactionHold.savepoint_begun),
+    "release_savepoint": _at_savepoint(TransactionHold.savepoint_released),
+    "rollback_savepoint": _at_savepoint(TransactionHold.savepoint_rolled_back),
+}

@@ -1,0 +1,106 @@
+"""Single sessions of MySQL and MariaDB, below the providers: deadlocks, own locks, and servers to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from sqlalchemy.util import greenlet_spawn
+
+from dlock_core import DeadlockError, UnsafeEnvironmentError
+from dlock_core.dialects.mysql import MySQL
+from dlock_core.session import SqlSession, open_session
+
+from .house import House, until
+from .persons import ThreadPerson
+from .witnesses import MySQLWitness
+
+pytestmark = pytest.mark.rows(lambda row: row.server in ("mysql", "mariadb"))
+
+
+class Sessions:
+    """Sessions of our own, used as the providers use them."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._locks = MySQL()
+        self._engine = house.engines[0]
+        self._threads = [ThreadPerson(house.maker()) for _ in range(2)]
+
+    def run(self, number: int, function: Callable[[], Any]) -> Future[Any]:
+        """Run a function where sessions of this row are used."""
+        if not self._engine.dialect.is_async:
+            return self._threads[number].submit(function)
+        return self._house.loop.begin(greenlet_spawn(function))
+
+    def open(self) -> SqlSession:
+        """Open a session."""
+        private = self._engine.pool.recreate()
+        opening = self.run(0, lambda: open_session(self._engine, private, self._locks, label="", unsafe_ok=False))
+        session: SqlSession = opening.result(5)
+        return session
+
+    def acquire(self, number: int, session: SqlSession, name: str, timeout: float | None) -> Future[bool]:
+        """Let a session ask."""
+        return self.run(number, lambda: session.acquire(name, shared=False, timeout=timeout, label=""))
+
+    def release(self, session: SqlSession, name: str) -> bool:
+        """Let a session unlock."""
+        answer: bool = self.run(0, lambda: session.release(name, shared=False)).result(5)
+        return answer
+
+    def close(self) -> None:
+        """Let the threads go."""
+        for thread in self._threads:
+            thread.leave()
+
+
+@pytest.fixture
+def sessions(house: House) -> Iterator[Sessions]:
+    """Sessions beside those of the providers."""
+    sessions = Sessions(house)
+    yield sessions
+    sessions.close()
+
+
+def test_a_deadlock_of_two_sessions_is_told_to_one(sessions: Sessions, mysql: MySQLWitness) -> None:
+    """The server sees the cycle at once; the victim's end lets the other go on."""
+    first, second = sessions.open(), sessions.open()
+    assert sessions.acquire(0, first, "x", 0).result(5)
+    assert sessions.acquire(0, second, "y", 0).result(5)
+    wait = sessions.acquire(0, first, "y", 20)
+    until(lambda: mysql.waiters() == 1)
+    with pytest.raises(DeadlockError, match="victim"):
+        sessions.acquire(1, second, "x", 20).result(5)
+    assert not wait.done()
+    sessions.run(1, second.end).result(5)
+    assert wait.result(5)
+    sessions.run(0, first.end).result(5)
+
+
+def test_a_session_does_not_get_its_own_lock_twice(sessions: Sessions, mysql: MySQLWitness) -> None:
+    """The server would count; here one release frees it, and a second one says that it was not ours."""
+    session, other = sessions.open(), sessions.open()
+    assert sessions.acquire(0, session, "k", 0).result(5)
+    assert not sessions.acquire(0, session, "k", 0).result(5)
+    for timeout in (None, 5):
+        with pytest.raises(DeadlockError, match="itself"):
+            sessions.acquire(0, session, "k", timeout).result(5)
+    assert not sessions.release(other, "k")
+    assert sessions.release(session, "k")
+    assert mysql.holders() == 0
+    assert not sessions.release(session, "k")
+    for each in (session, other):
+        sessions.run(0, each.end).result(5)
+
+
+def test_a_read_only_server_is_refused(house: House, set_global: Callable[[str, Any], None]) -> None:
+    """It is a replica: who locks the primary knows nothing of it."""
+    set_global("read_only", 1)
+    with pytest.raises(UnsafeEnvironmentError, match=r"'k'.*read_only=ON.*primary"):
+        house.person().acquire("k", timeout=0)
+    bold = house.person(house.new_provider(unsafe_ok=True))
+    assert bold.acquire("k", timeout=0)
+    bold.release()
