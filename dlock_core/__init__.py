@@ -13,9 +13,11 @@ from .errors import (
     LockLostError,
     LockStateError,
     LockTimeoutError,
+    StaleTokenError,
     UnsafeEnvironmentError,
     UnsupportedError,
 )
+from .fencing import fence, fence_table
 from .lock import Lock
 from .provider import AsyncLockProvider, LockProvider
 
@@ -33,6 +35,9 @@ __all__ = [
     "LockProvider",
     "LockStateError",
     "LockTimeoutError",
+    "StaleTokenError",
     "UnsafeEnvironmentError",
     "UnsupportedError",
+    "fence",
+    "fence_table",
 ]

@@ -100,6 +100,10 @@ class Manager:
             UnsupportedError: The database has no shared locks.
         """
         self.check_shared(key, shared=shared)
+        if fencing and shared:
+            raise UnsupportedError(
+                f"key {shown(key)}: a shared lock has no fencing token; ask for it exclusively", key=key
+            )
         checked = check_key(key)
         prefix = self.options.prefix
         text = self._label(label(prefix, checked) if self.options.show_keys else "")

@@ -57,6 +57,11 @@ class MemoryLocks:
                 del self._holders[name]
             return True
 
+    def holds(self, session: object) -> bool:
+        """Tell whether a session holds anything."""
+        with self._mutex:
+            return any(session in holders for _, holders in self._holders.values())
+
     def next_token(self, name: str) -> int:
         """Count the grants of a name, while holding it."""
         with self._mutex:
@@ -93,7 +98,7 @@ class MemorySession:
         return self._locks.next_token(name)
 
     def alive(self) -> bool:
-        return True
+        return self._locks.holds(self)
 
     def end(self) -> None:
         if self._pid == os.getpid():
