@@ -13,9 +13,11 @@ from .errors import (
     LockLostError,
     LockStateError,
     LockTimeoutError,
+    StaleTokenError,
     UnsafeEnvironmentError,
     UnsupportedError,
 )
+from .fencing import fence, fence_table
 from .lock import Lock
 from .provider import AsyncLockProvider, LockProvider
 from .sadlock import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
@@ -36,8 +38,11 @@ __all__ = [
     "LockStateError",
     "LockTimeoutError",
     "SadLock",
+    "StaleTokenError",
     "UnsafeEnvironmentError",
     "UnsupportedError",
     "create_async_sadlock",
     "create_sadlock",
+    "fence",
+    "fence_table",
 ]

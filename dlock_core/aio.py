@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .contexts import Context
-    from .manager import Manager, Request
+    from .manager import Manager
+    from .requests import Request
 
 __all__ = ["AsyncLock"]
 

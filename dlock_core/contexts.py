@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from .timeouts import Deadline
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from .threads import Workers
-    from .timeouts import Deadline
 
 __all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "MainThread", "Threaded", "see_through"]
 
@@ -63,12 +64,25 @@ class Context(Protocol):
         """Run what talks to the server; whoever leaves early must call `interrupt`."""
         ...
 
+    @property
+    def inner(self) -> Context:
+        """Where the functions run that `call` runs: what follows is for them."""
+        ...
+
+    def in_main_thread(self) -> bool:
+        """Tell whether a signal handler may raise in the statements of this asker."""
+        ...
+
     def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:
-        """Run a statement that may wait for long, inside a function that `call` runs; `stop` ends it early."""
+        """Run a statement that may wait for long; `stop` ends it early."""
+        ...
+
+    def shield(self, workers: Workers, function: Callable[[], R]) -> R:
+        """Run a statement to its end, whatever becomes of the asker."""
         ...
 
     def pause(self, seconds: float) -> None:
-        """Sleep, inside a function that `call` runs."""
+        """Sleep."""
         ...
 
     def interrupt(self, stop: Callable[[], None]) -> None:
@@ -142,8 +156,24 @@ class Blocking:
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(*args, **kwargs)
 
+    @property
+    def inner(self) -> Context:
+        return self
+
+    def in_main_thread(self) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
     def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:  # noqa: ARG002
         return function()
+
+    def shield(self, workers: Workers, function: Callable[[], R]) -> R:
+        if not self.in_main_thread():
+            return function()
+        latch = ThreadLatch()
+        future = workers.submit(function)
+        future.add_done_callback(lambda _: latch.set())
+        latch.wait(Deadline(None))
+        return future.result()
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -187,6 +217,12 @@ class Greenlet(Blocking):
     def latch(self) -> Latch:
         return TaskLatch()
 
+    def in_main_thread(self) -> bool:
+        return False
+
+    def shield(self, workers: Workers, function: Callable[[], R]) -> R:  # noqa: ARG002
+        return see_through(function)
+
     def pause(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
 
@@ -202,6 +238,10 @@ class Threaded(Greenlet):
         self._workers = workers
         self._running: Future[Any] | None = None
 
+    @property
+    def inner(self) -> Context:
+        return WORKER
+
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         future = self._workers.submit(lambda: function(*args, **kwargs))
         self._running = future
@@ -211,9 +251,6 @@ class Threaded(Greenlet):
         except asyncio.CancelledError:
             answer.add_done_callback(_report)
             raise
-
-    def pause(self, seconds: float) -> None:
-        time.sleep(seconds)
 
     def interrupt(self, stop: Callable[[], None]) -> None:
         running = self._running
@@ -236,7 +273,7 @@ def _insist(running: Future[Any], stop: Callable[[], None]) -> None:
         wait_for_futures([running], timeout=INSIST)
 
 
-def see_through(function: Callable[[], R], otherwise: Callable[[R], object]) -> R:
+def see_through(function: Callable[[], R], otherwise: Callable[[R], object] = lambda _: None) -> R:
     """Run a function to its end, even when the task that wants its result is cancelled.
 
     A driver or SQLAlchemy that is cancelled halfway through opening a connection forgets it, open.
@@ -254,5 +291,5 @@ def _hand_over(done: asyncio.Future[R], otherwise: Callable[[R], object]) -> Non
         otherwise(done.result())
 
 
-BLOCKING = Blocking()
+BLOCKING = WORKER = Blocking()
 GREENLET = Greenlet()

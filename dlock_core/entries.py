@@ -5,18 +5,23 @@ the server; everybody else of this process queues here, first come first served,
 deadline of his own. Nobody waits or talks to a server while the mutex is held.
 
     ask() ──► ASKING ──granted()──► HELD ──release()──► ENDING ──ended()──► GONE
-      │          ▲  └──refused()──► GONE     └──lose()──► LOST
-      └► QUEUED ─┘ promoted when the head gives up or the holder's unlock is answered
-            └──leave()──► GONE
+      │          ▲  └──leave()────► GONE  ▲  └──lose()──► LOST
+      └► QUEUED ─┘ promoted when the head leaves or the holder's unlock is answered
+            ├──leave()──► GONE            │
+            └── handed on by a release ───┘ within the holder's turn, without a statement
+
+A turn is bounded, so that waiters of other processes get theirs, and it needs proof that the session
+still lives: a lock handed on by memory alone after its session died would make a second holder.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import DeadlockError, shown
 
@@ -25,9 +30,8 @@ if TYPE_CHECKING:
 
     from .contexts import Context, Latch
     from .dialects.base import Session
-    from .session_pool import SessionPool
 
-__all__ = ["Entries", "Entry", "State", "Ticket"]
+__all__ = ["Entries", "Entry", "Hold", "State", "Ticket"]
 
 
 class State(Enum):
@@ -41,15 +45,90 @@ class State(Enum):
     GONE = auto()
 
 
+class Hold:
+    """A lock at the server, and the turn in which this process hands it on.
+
+    Args:
+        session: The session that holds it.
+        home: The part of this process that can use the session.
+        shared: Whether the server holds it shared.
+        grants: How often it may still be handed on.
+        until: When the turn ends, on the monotonic clock.
+    """
+
+    __slots__ = ("grants", "holders", "home", "session", "shared", "until")
+
+    def __init__(self, session: Session, home: Any, *, shared: bool, grants: int, until: float) -> None:
+        self.session = session
+        self.home = home
+        self.shared = shared
+        self.grants = grants
+        self.until = until
+        self.holders = 0
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Tell whether this ticket may hold it without a word to the server."""
+        return (
+            self.grants > 0
+            and self.shared is ticket.shared
+            and self.home is ticket.home
+            and not ticket.alone
+            and time.monotonic() < self.until
+            and self.session.alive()
+        )
+
+    def take(self, ticket: Ticket) -> None:
+        """Let a ticket hold it."""
+        self.holders += 1
+        self.grants -= 1
+        ticket.hold = self
+        ticket.session = self.session
+        ticket.state = State.HELD
+        ticket.entry.holders.append(ticket)
+
+
 class Ticket:
-    """One acquisition: who asks for what, and what came of it."""
+    """One acquisition: who asks for what, and what came of it.
 
-    __slots__ = ("entry", "key", "latch", "once", "owner", "pid", "pool", "session", "shared", "state", "thread")
+    Args:
+        key: The user's key, for messages.
+        context: Where the asker waits.
+        shared: Whether he shares with others who do.
+        once: Whether he tries only once.
+        home: The part of this process whose sessions he can use.
+        alone: Whether he must get the lock from the server itself.
+    """
 
-    def __init__(self, key: object, context: Context, *, shared: bool, once: bool) -> None:
+    __slots__ = (
+        "alone",
+        "entry",
+        "hold",
+        "home",
+        "key",
+        "latch",
+        "lent",
+        "once",
+        "owner",
+        "pid",
+        "polite",
+        "session",
+        "shared",
+        "state",
+        "thread",
+        "token",
+    )
+
+    def __init__(
+        self, key: object, context: Context, *, shared: bool, once: bool, home: Any = None, alone: bool = False
+    ) -> None:
         self.key = key
         self.shared = shared
         self.once = once
+        self.home = home
+        self.alone = alone
+        self.polite = False
+        self.token: int | None = None
+        self.lent: Any = None
         self.owner: object = context.owner()
         # A blocking wait stops every task of its thread, so it must know who lives there.
         self.thread: threading.Thread | None = threading.current_thread()
@@ -58,7 +137,7 @@ class Ticket:
         self.entry: Entry
         self.latch: Latch | None = None
         self.session: Session | None = None
-        self.pool: SessionPool | None = None
+        self.hold: Hold | None = None
 
     def disown(self) -> None:
         """Forget the owner: somebody else will release."""
@@ -68,7 +147,7 @@ class Ticket:
 class Entry:
     """One key in this process."""
 
-    __slots__ = ("ending", "head", "holders", "name", "queue", "server_waits")
+    __slots__ = ("ending", "head", "holders", "name", "queue", "server_waits", "turn_over")
 
     def __init__(self, name: Hashable) -> None:
         self.name = name
@@ -77,6 +156,7 @@ class Entry:
         self.queue: deque[Ticket] = deque()
         self.ending = 0
         self.server_waits = False
+        self.turn_over = False
 
     def admits(self, ticket: Ticket) -> bool:
         """Tell whether this ticket may go to the server now."""
@@ -86,16 +166,23 @@ class Entry:
 
 
 class Entries:
-    """All keys of one provider in this process."""
+    """All keys of one provider in this process.
 
-    def __init__(self) -> None:
+    Args:
+        turn_grants: How often a lock is handed on in memory before the server is asked again; 0 never.
+        turn_seconds: How long a turn lasts at most, from the server's answer.
+    """
+
+    def __init__(self, *, turn_grants: int = 64, turn_seconds: float = 0.02) -> None:
+        self._turn_grants = turn_grants
+        self._turn_seconds = turn_seconds
         self._mutex = threading.Lock()
         self._closed = False
         self._entries: dict[Hashable, Entry] = {}
         self._awaited: dict[object, Ticket] = {}
 
     def ask(self, name: Hashable, ticket: Ticket, context: Context) -> bool:
-        """Enter a ticket: it is ASKING or QUEUED afterwards; False when a single try fails at once.
+        """Enter a ticket: it is ASKING, QUEUED or HELD afterwards; False when a single try fails at once.
 
         Raises:
             DeadlockError: The owner would wait for himself, directly or through others of this process.
@@ -109,6 +196,8 @@ class Entries:
             ticket.entry = entry
             if self._own(entry, ticket):
                 return self._refuse_own(ticket)
+            if self._joins(entry, ticket):
+                return True
             if not entry.queue and entry.admits(ticket):
                 self._send(entry, ticket)
                 return True
@@ -137,11 +226,12 @@ class Entries:
             if ticket.state is not State.ASKING or self._closed:
                 return False
             entry = ticket.entry
-            ticket.state = State.HELD
-            ticket.session = session
+            until = time.monotonic() + self._turn_seconds
+            hold = Hold(session, ticket.home, shared=ticket.shared, grants=self._turn_grants + 1, until=until)
+            hold.take(ticket)
             entry.head = None
             entry.server_waits = False
-            entry.holders.append(ticket)
+            self._join_from_queue(entry, hold)
             self._refuse_single_tries(entry, past_readers=ticket.shared)
             self._advance(entry)
             return True
@@ -162,15 +252,21 @@ class Entries:
             self._advance(ticket.entry)
             return before
 
-    def release(self, ticket: Ticket) -> bool:
-        """Stop holding: the caller must unlock; False when there is nothing to unlock any more."""
+    def release(self, ticket: Ticket) -> State:
+        """Stop holding. When the ticket is ENDING, the caller must unlock; GONE is done, LOST was lost."""
         with self._mutex:
             if ticket.state is not State.HELD:
-                return False
-            ticket.state = State.ENDING
-            ticket.entry.holders.remove(ticket)
-            ticket.entry.ending += 1
-            return True
+                return ticket.state
+            entry, hold = ticket.entry, ticket.hold
+            assert hold is not None
+            entry.holders.remove(ticket)
+            hold.holders -= 1
+            ticket.state = State.GONE
+            if not hold.holders and not self._hand_on(entry, hold):
+                entry.turn_over = bool(entry.queue)
+                entry.ending += 1
+                ticket.state = State.ENDING
+            return ticket.state
 
     def ended(self, ticket: Ticket) -> None:
         """Note that the server's unlock is answered or the session is gone."""
@@ -212,6 +308,39 @@ class Entries:
             return [ticket for entry in self._entries.values() for ticket in entry.holders]
 
     # What follows runs under the mutex.
+
+    @staticmethod
+    def _joins(entry: Entry, ticket: Ticket) -> bool:
+        """Let a reader join the readers of this process, within their turn and past no queue."""
+        if entry.queue or not ticket.shared or not entry.holders:
+            return False
+        hold = entry.holders[-1].hold
+        if hold is None or not hold.takes(ticket):
+            return False
+        hold.take(ticket)
+        return True
+
+    def _hand_on(self, entry: Entry, hold: Hold) -> bool:
+        """Give the lock to the first of the queue without a statement."""
+        while entry.queue and hold.takes(entry.queue[0]):
+            if self._give(entry, hold):
+                self._join_from_queue(entry, hold)
+                self._refuse_single_tries(entry, past_readers=hold.shared)
+                return True
+        return False
+
+    def _join_from_queue(self, entry: Entry, hold: Hold) -> None:
+        while hold.shared and entry.queue and hold.takes(entry.queue[0]):
+            self._give(entry, hold)
+
+    def _give(self, entry: Entry, hold: Hold) -> bool:
+        ticket = entry.queue.popleft()
+        hold.take(ticket)
+        if self._wake(ticket, State.HELD):
+            return True
+        entry.holders.remove(ticket)
+        hold.holders -= 1
+        return False
 
     @staticmethod
     def _own(entry: Entry, ticket: Ticket) -> bool:
@@ -299,6 +428,7 @@ class Entries:
     @staticmethod
     def _send(entry: Entry, ticket: Ticket) -> None:
         ticket.state = State.ASKING
+        ticket.polite, entry.turn_over = entry.turn_over, False
         entry.head = ticket
 
     def _wake(self, ticket: Ticket, state: State) -> bool:

@@ -10,6 +10,7 @@ LockError
 │   ├── LockKeyTypeError    (TypeError)
 │   └── LockKeyRangeError   (OverflowError)
 ├── UnsupportedError        (NotImplementedError)  this database or driver cannot do it
+├── StaleTokenError                                a fencing token older than one that has written
 └── UnsafeEnvironmentError                         a lock taken here would protect nothing
 
 Errors of SQLAlchemy that are not about the connection pass through unchanged.
@@ -29,6 +30,7 @@ __all__ = [
     "LockLostError",
     "LockStateError",
     "LockTimeoutError",
+    "StaleTokenError",
     "UnsafeEnvironmentError",
     "UnsupportedError",
 ]
@@ -104,6 +106,15 @@ class LockKeyRangeError(LockKeyError, OverflowError):
 
 class UnsupportedError(LockError, NotImplementedError):
     """This database or driver cannot do what was asked; the message says what can."""
+
+
+class StaleTokenError(LockError):
+    """A later holder has written already; `seen` is his token, `token` ours."""
+
+    def __init__(self, message: str, *, key: object = None, token: int | None = None, seen: int | None = None) -> None:
+        super().__init__(message, key=key)
+        self.token = token
+        self.seen = seen
 
 
 class UnsafeEnvironmentError(LockError):

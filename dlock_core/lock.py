@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from .contexts import Context
     from .keys import Key
-    from .manager import Manager, Request
+    from .manager import Manager
+    from .requests import Request
 
 __all__ = ["UNSET", "BaseLock", "Lock", "Unset"]
 
@@ -73,6 +74,19 @@ class BaseLock:
     def _state(self) -> State:
         ticket = self._ticket
         return State.GONE if ticket is None or ticket.pid != os.getpid() else ticket.state
+
+    @property
+    def fencing_token(self) -> int:
+        """The number of this grant: greater than that of every earlier holder of the key.
+
+        Raises:
+            LockStateError: The lock was not made with `fencing=True`, or it is not held.
+        """
+        if not self._request.fencing:
+            raise self._misuse("no fencing token without fencing=True when the lock is made")
+        if self._ticket is None or self._ticket.token is None:
+            raise self._misuse("no fencing token while the lock is not held")
+        return self._ticket.token
 
     def disown(self) -> None:
         """Say that another thread or task will release, so that this one may wait for the key.

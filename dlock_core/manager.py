@@ -9,18 +9,28 @@ import asyncio
 import logging
 import os
 import platform
+import sys
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .contexts import see_through
 from .dialects import find_dialect, refusal_to_share
 from .dialects.sqlite import SQLite
 from .entries import Entries, State, Ticket
-from .errors import LockConnectionError, LockError, LockLostError, LockStateError, UnsupportedError, shown
+from .errors import (
+    DeadlockError,
+    LockConnectionError,
+    LockError,
+    LockLostError,
+    LockStateError,
+    UnsupportedError,
+    shown,
+)
 from .keys import check_key, label
+from .lenders import POLL_LAST, OwnerLender, SharedLender, SingleLender
+from .requests import Request
 from .session import connection_lost, open_session
-from .session_pool import SessionPool
+from .stock import Stock
 from .threads import Workers
 from .timeouts import Deadline
 
@@ -30,59 +40,59 @@ if TYPE_CHECKING:
     from .contexts import Context
     from .dialects.base import Session
     from .keys import Key
+    from .lenders import Lender
 
-__all__ = ["Manager", "Request"]
+__all__ = ["Manager", "Options"]
 
 log = logging.getLogger("dlock")
 
-# Pauses between tries where the server does not queue, in seconds.
-POLL_FIRST, POLL_LAST = 0.001, 0.01
-# Sessions kept open for the next locks.
-KEEP_IDLE = 8
+# How often and how long a process hands a lock on before it asks the server again.
+TURN_GRANTS, TURN_SECONDS = 64, 0.02
 # Longest name of a PostgreSQL session, in bytes.
 LABEL_BYTES = 63
 
 
-class Request(NamedTuple):
-    """What a lock object asks for: the user's key, the server's name for it, the people's label."""
+class Options(NamedTuple):
+    """What a provider was told, checked."""
 
-    key: Key
-    name: int | str
-    label: str
-    shared: bool
+    prefix: str = ""
+    show_keys: bool = True
+    unsafe_ok: bool = False
+    max_sessions: int = 8
+    share_sessions: bool = True
 
 
 class Manager:
     """Knows one database's locks, and all that this process asks of them."""
 
-    def __init__(self, engine: Engine, *, prefix: str, show_keys: bool, unsafe_ok: bool) -> None:
+    def __init__(self, engine: Engine, options: Options) -> None:
         self.engine = engine
-        self.prefix = prefix
+        self.options = options
         self.locks = find_dialect(engine.dialect.name)
-        self._show_keys = show_keys
-        self._unsafe_ok = unsafe_ok
         self._closed = False
-        self._pools: dict[asyncio.AbstractEventLoop | None, SessionPool] = {}
+        self._sessions: set[Session] = set()
         self._start()
         _managers.add(self)
-        weakref.finalize(self, _end_sessions, self._pools)
+        weakref.finalize(self, _end_all, self._sessions)
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self.entries = Entries()
+        # Where the server does not queue, each turn is followed by a pause, so it may be long.
+        grants = TURN_GRANTS if self.locks.capabilities.server_waits else sys.maxsize
+        self.entries = Entries(turn_grants=grants, turn_seconds=TURN_SECONDS)
         self.workers = Workers()
+        self._lenders: dict[object, Lender] = {}
         self._whereabouts = f" {platform.node()[:24]}:{self._pid}"
 
     def after_fork(self) -> None:
         """Start anew in a forked child: empty maps, new mutexes, none of the parent's sessions."""
-        for pool in self._pools.values():
-            pool.park_all()
+        for lender in self._lenders.values():
+            lender.stock.park_all()
         if isinstance(self.locks, SQLite):
             self.locks.after_fork()
-        self._pools.clear()
         self._start()
 
-    def request(self, key: object, *, shared: bool) -> Request:
+    def request(self, key: object, *, shared: bool, fencing: bool) -> Request:
         """Check a key and map it.
 
         Raises:
@@ -90,9 +100,14 @@ class Manager:
             UnsupportedError: The database has no shared locks.
         """
         self.check_shared(key, shared=shared)
+        if fencing and shared:
+            raise UnsupportedError(
+                f"key {shown(key)}: a shared lock has no fencing token; ask for it exclusively", key=key
+            )
         checked = check_key(key)
-        text = label(self.prefix, checked) if self._show_keys else ""
-        return Request(checked, self.locks.name(self.prefix, checked), text, shared)
+        prefix = self.options.prefix
+        text = self._label(label(prefix, checked) if self.options.show_keys else "")
+        return Request(checked, self.locks.name(prefix, checked), text, shared, fencing)
 
     def check_shared(self, key: object, *, shared: bool) -> None:
         """Refuse a shared lock where there is none."""
@@ -112,12 +127,19 @@ class Manager:
         if self._closed:
             raise LockStateError(f"key {shown(request.key)}: this lock provider is closed", key=request.key)
         deadline = Deadline(timeout)
-        ticket = Ticket(request.key, context, shared=request.shared, once=timeout == 0)
+        ticket = Ticket(
+            request.key,
+            context,
+            shared=request.shared,
+            once=timeout == 0,
+            home=self._lender(context),
+            alone=request.fencing,
+        )
         try:
             if (
                 self.entries.ask(request.name, ticket, context)
                 and self._queue(ticket, deadline)
-                and (ticket.state is State.HELD or context.call(self._ask, request, ticket, deadline, context))
+                and (ticket.state is State.HELD or context.call(self._ask, request, ticket, deadline, context.inner))
             ):
                 return ticket
         except BaseException:
@@ -137,65 +159,41 @@ class Manager:
 
     def _ask(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         """Ask the server, as this process's only asker for this key."""
-        pool = self._pool()
-        ticket.pool = pool
+        lender: Lender = ticket.home
+        reusable = False
         try:
-            granted = self._try(pool, request, ticket) or self._wait(request, ticket, deadline, context)
+            if ticket.polite and not self.locks.capabilities.server_waits:
+                context.pause(min(POLL_LAST, deadline.remaining() or POLL_LAST))  # our turn is over: let others in
+            granted = lender.attempt(request, ticket, context) or self._wait(request, ticket, deadline, context)
+            reusable = not granted and self.entries.leave(ticket) is State.ASKING
         except BaseException as error:
-            if ticket.session is not None:
-                pool.end(ticket.session)
             if ticket.state is State.GONE and isinstance(error, Exception):
                 return False  # the asker left, and interrupted this
+            reusable = isinstance(error, DeadlockError)
             named = self._named(error, request.key)
             if named is error:
                 raise
             raise named from error
-        session = ticket.session
-        assert session is not None
-        if granted and self.entries.granted(ticket, session):
-            return True
-        if not granted and self.entries.leave(ticket) is State.ASKING:
-            pool.give(session)
-        else:  # the asker left meanwhile, and may have interrupted the session
-            pool.end(session)
-        return False
-
-    def _try(self, pool: SessionPool, request: Request, ticket: Ticket) -> bool:
-        """Try once; on a session that went stale while idle, try another."""
-        while True:
-            session = ticket.session = pool.take()
-            fresh = session.fresh
-            try:
-                return session.acquire(request.name, shared=request.shared, timeout=0, label=self._label(request.label))
-            except Exception as error:
-                if fresh or not connection_lost(error):
-                    raise
-                pool.end(session)
+        finally:
+            if ticket.state is not State.HELD:
+                lender.settle(ticket, reusable=reusable)
+        return granted
 
     def _wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         """Wait at the server, or poll where it has no queue."""
         if ticket.once or not self.entries.waiting(ticket):
             return False
-        session = ticket.session
-        assert session is not None
-        step = POLL_FIRST
+        lender: Lender = ticket.home
         while ticket.state is State.ASKING and not deadline.passed:
-            remaining = deadline.remaining()
-            if not self.locks.capabilities.server_waits:
-                context.pause(step if remaining is None else min(step, remaining))
-                step = min(2 * step, POLL_LAST)
-                remaining = 0
-            label = self._label(request.label)
-            ask = partial(session.acquire, request.name, shared=request.shared, timeout=remaining, label=label)
-            if context.wait(ask, session.interrupt):
+            if lender.wait(request, ticket, deadline, context):
                 return True
         return False
 
     def _abandon(self, ticket: Ticket, context: Context) -> None:
         """Leave no trace of an asker whom an exception takes away."""
         before = self.entries.leave(ticket)
-        if before is State.HELD and self.entries.release(ticket):
-            context.afterwards(lambda: self._unlock(ticket))
+        if before is State.HELD and self.entries.release(ticket) is State.ENDING:
+            context.afterwards(lambda: self._unlock(ticket, context.inner))
         elif before is State.ASKING:
             context.interrupt(lambda: self._interrupt(ticket))
 
@@ -212,19 +210,17 @@ class Manager:
         """
         if ticket.pid != os.getpid():
             return  # a forked child's copy: the lock is the parent's
-        if not self.entries.release(ticket):
-            raise _lost(ticket, "its session ended")
-        context.call(self._unlock, ticket)
+        match self.entries.release(ticket):
+            case State.LOST:
+                raise _lost(ticket, "its session ended")
+            case State.ENDING:
+                context.call(self._unlock, ticket, context.inner)
 
-    def _unlock(self, ticket: Ticket) -> None:
-        session, pool = ticket.session, ticket.pool
-        assert session is not None
-        assert pool is not None
+    def _unlock(self, ticket: Ticket, context: Context) -> None:
+        lender: Lender = ticket.home
         try:
-            intact = session.release(ticket.entry.name, shared=ticket.shared)
-            pool.give(session) if intact else pool.end(session)
-        except BaseException as error:
-            pool.end(session)
+            intact = lender.unlock(ticket.entry.name, ticket, context)
+        except Exception as error:
             if connection_lost(error):
                 raise _lost(ticket, "its session ended") from error
             raise
@@ -233,34 +229,56 @@ class Manager:
         if not intact:
             raise _lost(ticket, "the server says that our session did not hold it")
 
+    def _session_ended(self, session: Session) -> None:
+        """Tell all whose locks were on a session that ended."""
+        for ticket in self.entries.lose(session):
+            log.error("lost the lock of key %s: its session ended", shown(ticket.key))
+
     def close(self) -> None:
         """End all sessions: every lock is free; whoever queues gets an error."""
         self._closed = True
         for ticket in self.entries.close():
             log.warning("lock provider closed while key %s was held", shown(ticket.key))
-        _end_sessions(self._pools)
+        for lender in list(self._lenders.values()):
+            lender.stock.end_all()
 
-    def _pool(self) -> SessionPool:
-        """Return the sessions of this process, or with an async driver of the running event loop."""
-        loop = asyncio.get_running_loop() if self.engine.dialect.is_async else None
-        pool = self._pools.get(loop)
-        if pool is None:
-            for closed in [other for other in self._pools if other is not None and other.is_closed()]:
-                self._pools.pop(closed).end_all()
-            pool = self._pools.setdefault(loop, self._new_pool(in_loop=loop is not None))
-        return pool
+    def _lender(self, context: Context) -> Lender:
+        """Return the sessions that an asker can use: a signal or a closed loop must cost no others theirs."""
+        home: object = context.in_main_thread()
+        if self.engine.dialect.is_async:
+            home = asyncio.get_running_loop()
+        lender = self._lenders.get(home)
+        if lender is None:
+            self._end_closed_loops()
+            lender = self._lenders.setdefault(home, self._new_lender())
+        return lender
 
-    def _new_pool(self, *, in_loop: bool) -> SessionPool:
+    def _end_closed_loops(self) -> None:
+        for loop in [home for home in self._lenders if isinstance(home, asyncio.AbstractEventLoop)]:
+            if loop.is_closed():
+                self._lenders.pop(loop).stock.end_all()
+
+    def _new_lender(self) -> Lender:
         private = self.engine.pool.recreate()
-        if not in_loop:
-            return SessionPool(lambda: self._open(private), KEEP_IDLE)
-        pool = SessionPool(lambda: see_through(lambda: self._open(private), pool.keep), KEEP_IDLE)
-        return pool
+        stock: Stock
+
+        def opener() -> Session:
+            if not self.engine.dialect.is_async:
+                return self._open(private)
+            return see_through(lambda: self._open(private), stock.keep)
+
+        stock = Stock(opener, self._session_ended, self._sessions, self.options.max_sessions)
+
+        if not self.locks.capabilities.server_waits:
+            return SingleLender(stock, self.entries.granted)
+        if self.options.share_sessions:
+            return SharedLender(stock, self.entries.granted, self.workers)
+        return OwnerLender(stock, self.entries.granted)
 
     def _open(self, private: Pool) -> Session:
         if isinstance(self.locks, SQLite):
             return self.locks.open(self.engine, private)
-        return open_session(self.engine, private, self.locks, label=self._label(""), unsafe_ok=self._unsafe_ok)
+        return open_session(self.engine, private, self.locks, label=self._label(""), unsafe_ok=self.options.unsafe_ok)
 
     def _label(self, text: str) -> str:
         """Return what the server's views show for a session: suite, key, host and process."""
@@ -284,9 +302,9 @@ def _lost(ticket: Ticket, reason: str) -> LockLostError:
     )
 
 
-def _end_sessions(pools: dict[asyncio.AbstractEventLoop | None, SessionPool]) -> None:
-    for pool in list(pools.values()):
-        pool.end_all()
+def _end_all(sessions: set[Session]) -> None:
+    for session in list(sessions):
+        session.end()
 
 
 _managers: weakref.WeakSet[Manager] = weakref.WeakSet()

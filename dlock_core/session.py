@@ -16,6 +16,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import select
 import socket
 import threading
 from contextlib import suppress
@@ -92,9 +93,11 @@ class SqlSession:
         self.sqla = engine.dialect
         self._connection = connection
         self._locks = locks
-        self._label = label
+        self.label = label
+        self._shows_key = False
         self.driver_connection = self.sqla.get_driver_connection(connection)
         self._socket = _duplicate_socket(self.driver_connection)
+        self._peer = _watch_peer(self._socket)
         self._mutex = threading.Lock()
         self._pid = os.getpid()
         self._loop = _running_loop() if self.sqla.is_async else None
@@ -145,15 +148,26 @@ class SqlSession:
             sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self.sqla
         )
 
-    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
+    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask the server for the lock."""
-        granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label or self._label)
+        granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
+        self._shows_key = self._shows_key or (granted and label is not None)
         self.fresh = False
         return granted
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock."""
-        return self._locks.release(self, name, shared=shared, label=self._label)
+        label = self.label if self._shows_key else None
+        self._shows_key = False
+        return self._locks.release(self, name, shared=shared, label=label)
+
+    def next_token(self, name: Any) -> int:  # noqa: ARG002 - one clock serves all names
+        """Return a number that grows with every grant."""
+        return int(self.first(self._locks.token)[0])
+
+    def alive(self) -> bool:
+        """Tell whether the server has not hung up, without asking it; False where the socket is out of reach."""
+        return not self._ended and self._peer is not None and not self._peer.poll(0)
 
     def interrupt(self) -> None:
         """End a wait that another thread runs here: by the driver's cancel, else by its socket.
@@ -229,6 +243,15 @@ class SqlSession:
             if descriptor is not None:
                 os.dup2(null, descriptor, inheritable=False)
         os.close(null)
+
+
+def _watch_peer(connection: socket.socket | None) -> select.poll | None:
+    """Return what tells in no time whether the peer has closed; data is not asked for."""
+    if connection is None or not hasattr(select, "POLLRDHUP"):
+        return None
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return poll
 
 
 def _duplicate_socket(driver_connection: Any) -> socket.socket | None:

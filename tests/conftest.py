@@ -59,4 +59,5 @@ def pytest_report_header() -> list[str]:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Repeat in the last lines what was not tested."""
     for kind, reason in missing().items():
-        terminalreporter.write_line(f"NOT TESTED on {kind}: {reason}", yellow=True, bold=True)
+        terminalreporter.write_sep("!", f"NOT TESTED on {kind}", red=True, bold=True)
+        terminalreporter.write_line(reason, red=True)

@@ -31,6 +31,8 @@ class Statements(Protocol):
     """A server session as a dialect sees it."""
 
     driver_connection: Any
+    label: str
+    """What the server's views show when the session shows no key."""
     sqla: Dialect
     """SQLAlchemy's own dialect, which has asked the server what it is."""
 
@@ -45,12 +47,20 @@ class Session(Protocol):
     fresh: bool
     """Nothing was locked on it yet, so an error is not the error of a session gone stale."""
 
-    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
+    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask for the lock: once at 0, else the server waits; False may come early when it rounds."""
         ...
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock; False when the server says that this session did not hold it."""
+        ...
+
+    def next_token(self, name: Any) -> int:
+        """Return a number that grows with every grant of the lock, while holding it."""
+        ...
+
+    def alive(self) -> bool:
+        """Tell, without asking the server, whether the session still lives; False when in doubt."""
         ...
 
     def end(self) -> None:
@@ -77,7 +87,13 @@ class LockDialect(Protocol):
 
 
 class ServerDialect(LockDialect, Protocol):
-    """A database server: its locks belong to a session, and statements take them."""
+    """A database server: its locks belong to a session, and statements take them.
+
+    A `label` is for people: where the server shows a name for each session, it is to be that.
+    """
+
+    token: TextClause
+    """Gives a number that grows from one call to the next, over all sessions."""
 
     def guard(self, session: Statements, *, unsafe_ok: bool) -> bool:
         """Refuse a server on which a lock protects nothing, changing nothing on it.
@@ -91,11 +107,13 @@ class ServerDialect(LockDialect, Protocol):
         """Set what keeps the server from taking the session, and its locks, away."""
         ...
 
-    def acquire(self, session: Statements, name: Any, *, shared: bool, timeout: float | None, label: str) -> bool:
+    def acquire(
+        self, session: Statements, name: Any, *, shared: bool, timeout: float | None, label: str | None
+    ) -> bool:
         """Ask for the lock, see `Session.acquire`."""
         ...
 
-    def release(self, session: Statements, name: Any, *, shared: bool, label: str) -> bool:
+    def release(self, session: Statements, name: Any, *, shared: bool, label: str | None) -> bool:
         """Unlock, see `Session.release`."""
         ...
 

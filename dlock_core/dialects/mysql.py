@@ -66,8 +66,14 @@ WAIT_ON_MARIADB = text("""
     SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
 """)
 UNLOCK = text("SELECT RELEASE_LOCK(:name)")
+# One counter for all sessions of a server; it grows over restarts too, while the server's clock does not run back.
+TOKEN = text("SELECT UUID_SHORT()")
 
-KILLED = "the server ended the question without an answer: somebody killed it, or the server is out of memory"
+KILLED = (
+    "the server ended the question without an answer: somebody killed it, or the server shuts down or is out of memory"
+)
+# One counter for all sessions of a server, which grows over its restarts while its clock does not run back.
+TOKEN = text("SELECT UUID_SHORT()")
 
 
 class MySQL:
@@ -80,6 +86,8 @@ class MySQL:
         detects_deadlocks=True,
         across_machines=True,
     )
+
+    token = TOKEN
 
     def name(self, prefix: str, key: Key) -> str:
         return keys.mysql_name(prefix, key)
@@ -94,7 +102,9 @@ class MySQL:
     def prepare(self, session: Statements, *, label: str) -> None:  # noqa: ARG002 - the lock's name shows the key
         session.first(MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS)
 
-    def acquire(self, session: Statements, name: str, *, shared: bool, timeout: float | None, label: str) -> bool:  # noqa: ARG002
+    def acquire(
+        self, session: Statements, name: str, *, shared: bool, timeout: float | None, label: str | None
+    ) -> bool:
         try:
             answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout)
         except DBAPIError as error:
@@ -111,7 +121,7 @@ class MySQL:
             case _:
                 raise LockConnectionError(KILLED)
 
-    def release(self, session: Statements, name: str, *, shared: bool, label: str) -> bool:  # noqa: ARG002
+    def release(self, session: Statements, name: str, *, shared: bool, label: str | None) -> bool:  # noqa: ARG002
         return bool(session.first(UNLOCK, name=name)[0])  # 0: another's, NULL: nobody's
 
 

@@ -43,11 +43,13 @@ SETTINGS = text("""
 """)
 CHECK_CLIENT = text("SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)")
 
-TRY = text("""
+TRY = text("SELECT pg_catalog.pg_try_advisory_lock(CAST(:name AS bigint))")
+TRY_SHARED = text("SELECT pg_catalog.pg_try_advisory_lock_shared(CAST(:name AS bigint))")
+TRY_SHOWN = text("""
     SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(CAST(:name AS bigint))
     THEN pg_catalog.set_config('application_name', :label, false) IS NOT NULL ELSE false END
 """)
-TRY_SHARED = text("""
+TRY_SHARED_SHOWN = text("""
     SELECT CASE WHEN pg_catalog.pg_try_advisory_lock_shared(CAST(:name AS bigint))
     THEN pg_catalog.set_config('application_name', :label, false) IS NOT NULL ELSE false END
 """)
@@ -62,14 +64,18 @@ WAIT_SHARED = text("""
                  AND pg_catalog.set_config('application_name', :label, false) IS NOT NULL
     THEN pg_catalog.pg_advisory_lock_shared(CAST(:name AS bigint)) END
 """)
-UNLOCK = text("""
+UNLOCK = text("SELECT pg_catalog.pg_advisory_unlock(CAST(:name AS bigint))")
+UNLOCK_SHARED = text("SELECT pg_catalog.pg_advisory_unlock_shared(CAST(:name AS bigint))")
+UNLOCK_SHOWN = text("""
     SELECT pg_catalog.pg_advisory_unlock(CAST(:name AS bigint)),
            pg_catalog.set_config('application_name', :label, false)
 """)
-UNLOCK_SHARED = text("""
+UNLOCK_SHARED_SHOWN = text("""
     SELECT pg_catalog.pg_advisory_unlock_shared(CAST(:name AS bigint)),
            pg_catalog.set_config('application_name', :label, false)
 """)
+# In autocommit and after the grant, a transaction id is younger than every earlier holder's.
+TOKEN = text("SELECT CAST(CAST(pg_catalog.pg_current_xact_id() AS text) AS bigint)")
 
 INVALID_PARAMETER_VALUE = "22023"
 UNDEFINED_OBJECT = "42704"
@@ -85,6 +91,7 @@ class PostgreSQL:
         detects_deadlocks=True,
         across_machines=True,
     )
+    token = TOKEN
 
     def name(self, prefix: str, key: Key) -> int:
         return keys.int64(prefix, key)
@@ -121,21 +128,28 @@ class PostgreSQL:
             if sqlstate(error) not in (UNDEFINED_OBJECT, INVALID_PARAMETER_VALUE):
                 raise
 
-    def acquire(self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str) -> bool:
+    def acquire(
+        self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str | None
+    ) -> bool:
         if timeout == 0:
-            attempt = TRY_SHARED if shared else TRY
-            return bool(session.first(attempt, name=name, label=label)[0])
+            return self._try(session, name, shared, label)
         wait = WAIT_SHARED if shared else WAIT
         try:
-            session.first(wait, name=name, milliseconds=milliseconds(timeout), label=label)
+            session.first(wait, name=name, milliseconds=milliseconds(timeout), label=label or session.label)
         except DBAPIError as error:
             return self._not_granted(session, name, shared, error)
         return True
 
+    @staticmethod
+    def _try(session: Statements, name: int, shared: bool, label: str | None) -> bool:
+        if label is None:
+            return bool(session.first(TRY_SHARED if shared else TRY, name=name)[0])
+        return bool(session.first(TRY_SHARED_SHOWN if shared else TRY_SHOWN, name=name, label=label)[0])
+
     def _not_granted(self, session: Statements, name: int, shared: bool, error: DBAPIError) -> bool:
         if error.connection_invalidated:
             raise error
-        self.release(session, name, shared=shared, label="dlock")
+        self.release(session, name, shared=shared, label=session.label)
         match sqlstate(error):
             case "55P03":  # lock_not_available
                 return False
@@ -144,9 +158,10 @@ class PostgreSQL:
             case _:
                 raise error
 
-    def release(self, session: Statements, name: int, *, shared: bool, label: str) -> bool:
-        unlock = UNLOCK_SHARED if shared else UNLOCK
-        return bool(session.first(unlock, name=name, label=label)[0])
+    def release(self, session: Statements, name: int, *, shared: bool, label: str | None) -> bool:
+        if label is None:
+            return bool(session.first(UNLOCK_SHARED if shared else UNLOCK, name=name)[0])
+        return bool(session.first(UNLOCK_SHARED_SHOWN if shared else UNLOCK_SHOWN, name=name, label=label)[0])
 
 
 def milliseconds(timeout: float | None) -> str:

@@ -142,6 +142,19 @@ class SideFiles:
         if unwanted is not None:
             unwanted.close()
 
+    def next_token(self, name: str) -> int:
+        """Count the grants of a name in a file of its own, while holding it; what was counted is on disk."""
+        path = self._folder / f"{name}.token"
+        token = 1 + (int(path.read_text()) if path.exists() else 0)
+        draft = _draft(path)
+        with draft.open("x") as file:
+            _own(draft, stat.S_IMODE(self._database.stat().st_mode), self._database.stat())
+            file.write(str(token))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        return token
+
     def drop(self, file: SideFile) -> None:
         """Close a file; a lock on it is free."""
         with self._mutex:
@@ -187,7 +200,7 @@ class SideFileSession:
         self._pid = os.getpid()
         self._held: list[SideFile] = []
 
-    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str) -> bool:  # noqa: ARG002
+    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:  # noqa: ARG002
         """Try once, whatever the timeout: SQLite has no queue."""
         while True:
             granted = self._read(name) if shared else self._write(name)
@@ -237,6 +250,12 @@ class SideFileSession:
         intact = all(file.intact for file in self._held)
         self._give_all()
         return intact
+
+    def next_token(self, name: str) -> int:
+        return self._files.next_token(name)
+
+    def alive(self) -> bool:
+        return bool(self._held) and all(file.intact for file in self._held)
 
     def end(self) -> None:
         held, self._held = self._held, []

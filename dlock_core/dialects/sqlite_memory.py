@@ -24,6 +24,7 @@ class MemoryLocks:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._holders: dict[str, tuple[bool, set[object]]] = {}
+        self._tokens: dict[str, int] = {}
 
     @classmethod
     def of(cls, engine: Engine) -> MemoryLocks:
@@ -56,6 +57,17 @@ class MemoryLocks:
                 del self._holders[name]
             return True
 
+    def holds(self, session: object) -> bool:
+        """Tell whether a session holds anything."""
+        with self._mutex:
+            return any(session in holders for _, holders in self._holders.values())
+
+    def next_token(self, name: str) -> int:
+        """Count the grants of a name, while holding it."""
+        with self._mutex:
+            self._tokens[name] = self._tokens.get(name, 0) + 1
+            return self._tokens[name]
+
     def free(self, session: object) -> None:
         """Unlock all that a session holds."""
         for name in list(self._holders):
@@ -76,11 +88,17 @@ class MemorySession:
         self._locks = locks
         self._pid = os.getpid()
 
-    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str) -> bool:  # noqa: ARG002
+    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:  # noqa: ARG002
         return self._locks.acquire(name, self, shared=shared)
 
     def release(self, name: str, *, shared: bool) -> bool:  # noqa: ARG002
         return self._locks.release(name, self)
+
+    def next_token(self, name: str) -> int:
+        return self._locks.next_token(name)
+
+    def alive(self) -> bool:
+        return self._locks.holds(self)
 
     def end(self) -> None:
         if self._pid == os.getpid():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from sqlalchemy import Connection
 
 from ..errors import LockLostError, LockStateError, LockTimeoutError, shown
-from ..manager import Request
+from ..requests import Request
 from ..timeouts import Deadline, parse_timeout
 from .caller import Ask, acquire_on
 from .names import actual_key, readable

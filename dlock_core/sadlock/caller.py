@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ..contexts import Context
     from ..dialects.base import ServerDialect
-    from ..manager import Request
+    from ..requests import Request
 
 __all__ = [
     "Ask",

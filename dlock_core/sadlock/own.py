@@ -21,7 +21,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..entries import State
 from ..errors import shown
-from ..manager import Manager
+from ..manager import Manager, Options
 from .main_thread import hearing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Lodging:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.manager = Manager(engine, prefix="", show_keys=True, unsafe_ok=False)
+        self.manager = Manager(engine, Options())
         self.guests = 0
 
 
@@ -93,6 +93,9 @@ class OnBehalf:
         self.latch = context.latch
         self.call = context.call
         self.wait = context.wait
+        self.shield = context.shield
+        self.in_main_thread = context.in_main_thread
+        self.inner = context.inner
         self.pause = context.pause
         self.interrupt = context.interrupt
         self.afterwards = context.afterwards

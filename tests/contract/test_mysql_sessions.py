@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.util import greenlet_spawn
 
-from dlock_core import DeadlockError, UnsafeEnvironmentError
-from dlock_core.dialects.mysql import MySQL
+from dlock_core import DeadlockError, LockProvider, UnsafeEnvironmentError
+from dlock_core.dialects.mysql import MySQL as Locks
 from dlock_core.session import SqlSession, open_session
+from tests.conftest import server
+from tests.servers import MariaDB, MySQL, Server
+from tests.servers.sandbox import free_port
 
 from .house import House, until
 from .persons import ThreadPerson
 from .witnesses import MySQLWitness
+
+GALERA = sorted(Path("/").glob("usr/lib*/galera*/libgalera_smm.so"))
 
 pytestmark = pytest.mark.rows(lambda row: row.server in ("mysql", "mariadb"))
 
@@ -25,7 +31,7 @@ class Sessions:
 
     def __init__(self, house: House) -> None:
         self._house = house
-        self._locks = MySQL()
+        self._locks = Locks()
         self._engine = house.engines[0]
         self._threads = [ThreadPerson(house.maker()) for _ in range(2)]
 
@@ -104,3 +110,30 @@ def test_a_read_only_server_is_refused(house: House, set_global: Callable[[str, 
     bold = house.person(house.new_provider(unsafe_ok=True))
     assert bold.acquire("k", timeout=0)
     bold.release()
+
+
+def _refusal(running: Server) -> str:
+    """Return why a running server is refused, after checking that it is not when we insist."""
+    with running, LockProvider(running.url("mysql+pymysql")) as locks:
+        with pytest.raises(UnsafeEnvironmentError) as caught, locks.lock("k"):
+            pytest.fail("entered")
+        with LockProvider(running.url("mysql+pymysql"), unsafe_ok=True) as bold, bold.lock("k", timeout=0):
+            return str(caught.value)
+
+
+@pytest.mark.skipif(not GALERA, reason="Galera's library is not on this machine: install the package galera-4")
+def test_a_galera_node_is_refused() -> None:
+    """Its locks are its own."""
+    server("mariadb")  # skips, or fails in CI
+    options = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()}"
+    settings = {"wsrep_on": "ON", "wsrep_provider": str(GALERA[0]), "wsrep_cluster_address": "gcomm://"}
+    settings |= {"wsrep_provider_options": options, "wsrep_node_address": "127.0.0.1", "binlog_format": "ROW"}
+    assert "unsafe_ok=True" in _refusal(MariaDB(settings=settings))
+
+
+def test_a_member_of_a_replication_group_is_refused() -> None:
+    """Its locks are its own."""
+    server("mysql")  # skips
+    settings = {"plugin_load_add": "group_replication.so", "loose_group_replication_start_on_boot": "OFF"}
+    settings |= {"loose_group_replication_group_name": "8a94f357-aab4-11df-86ab-c80aa9420000"}
+    assert "unsafe_ok=True" in _refusal(MySQL(settings=settings))

@@ -1,0 +1,276 @@
+"""Many askers, many keys, few sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from dlock_core import DeadlockError, LockLostError
+
+from .house import House, until
+from .persons import AnyLock, Person
+
+ON_SERVER = pytest.mark.rows(lambda row: row.is_server)  # where there are sessions to count
+
+
+def _queue_is(house: House, length: int) -> bool:
+    entries = house.provider._manager.entries
+    return sum(len(entry.queue) for entry in list(entries._entries.values())) == length
+
+
+def _our_sessions(house: House) -> int:
+    return house.witness.sessions() - house.sessions_before
+
+
+@ON_SERVER
+def test_a_hundred_held_locks_cost_one_session(house: House) -> None:
+    """All that is granted at once lives on the shared session."""
+    person = house.person()
+    for number in range(100):
+        assert person.acquire(number)
+    assert house.witness.holders() == 100
+    assert _our_sessions(house) == 1
+    for lock in person.locks:
+        person.do(lock.release)
+    assert house.witness.holders() == 0
+
+
+@ON_SERVER
+def test_a_crowd_that_waits_for_one_key_costs_two_sessions(house: House) -> None:
+    """One head waits at the server; the others queue in memory."""
+    stranger, people = house.stranger(), [house.person() for _ in range(60)]
+    assert stranger.acquire("k")
+    before = _our_sessions(house)
+    waits = [person.begin_within("k", lambda _: None, timeout=30) for person in people]
+    until(lambda: _queue_is(house, 59))
+    until(lambda: house.witness.waiters() == 1)
+    assert _our_sessions(house) - before == 2
+    stranger.release()
+    for wait in waits:
+        wait.result(20)
+
+
+@ON_SERVER
+def test_waits_for_many_keys_stay_within_max_sessions(house: House) -> None:
+    """Beyond the limit they poll, and all get their key in the end."""
+    provider = house.new_provider(max_sessions=4)
+    stranger, people = house.stranger(), [house.person(provider) for _ in range(30)]
+    for number in range(30):
+        assert stranger.acquire(number)
+    before = _our_sessions(house)
+    waits = [person.begin(number, timeout=30) for number, person in enumerate(people)]
+    until(lambda: house.witness.waiters() == 3)
+    until(lambda: len(provider._manager.entries._entries) == 30)
+    assert _our_sessions(house) - before == 4
+    for lock in stranger.locks:
+        stranger.do(lock.release)
+    for wait, person in zip(waits, people, strict=True):
+        assert wait.result(20)
+        person.release()
+
+
+def test_a_lock_is_handed_on_in_memory(house: House) -> None:
+    """Within a turn the next waiter gets it while the server sees one holder all the time."""
+    people, inside = [house.person() for _ in range(10)], []
+    holder = house.person()
+    assert holder.acquire("k")
+    session = holder.locks[0]._ticket.session  # type: ignore[union-attr]
+
+    def body(lock: AnyLock) -> None:
+        assert lock._ticket is not None
+        inside.append(lock._ticket.session)
+
+    waits = []
+    for number, person in enumerate(people):
+        waits.append(person.begin_within("k", body, timeout=30))
+        until(partial(_queue_is, house, number + 1))
+    _begin_turn(holder)
+    holder.release()
+    for wait in waits:
+        wait.result(20)
+    assert inside[0] is session
+    assert house.witness.holders() == 0
+
+
+def _begin_turn(holder: Person) -> None:
+    """Let the holder's turn begin now: preparing the test took longer than a turn lasts."""
+    ticket = holder.locks[-1]._ticket
+    assert ticket is not None
+    assert ticket.hold is not None
+    ticket.hold.until = time.monotonic() + 5
+
+
+@ON_SERVER
+def test_a_turn_ends_after_its_grants(house: House) -> None:
+    """The server is asked again after 64 grants, however fast they are."""
+    holder, people = house.person(), [house.person() for _ in range(80)]
+    assert holder.acquire("k")
+    hold = holder.locks[0]._ticket.hold  # type: ignore[union-attr]
+    holds = []
+    waits = [
+        person.begin_within("k", lambda lock: holds.append(lock._ticket.hold), timeout=30)  # type: ignore[union-attr]
+        for person in people
+    ]
+    until(lambda: _queue_is(house, 80))
+    _begin_turn(holder)
+    holder.release()
+    for wait in waits:
+        wait.result(20)
+    assert sum(one is hold for one in holds) == 64
+
+
+def test_nobody_is_granted_from_memory_on_a_dead_session(house: House) -> None:
+    """The session ends with a queue behind it, a stranger takes the lock: the queue waits for him."""
+    holder, stranger, people = house.person(), house.stranger(), [house.person() for _ in range(5)]
+    assert holder.acquire("k")
+    waits = []
+    for number, person in enumerate(people):
+        waits.append(person.begin_within("k", lambda _: house.witness.holders(), timeout=30))
+        until(partial(_queue_is, house, number + 1))
+    house.witness.break_lock()
+    assert stranger.acquire("k", timeout=5)
+    _begin_turn(holder)
+    with pytest.raises(LockLostError):
+        holder.do(holder.locks[0].release)
+    with pytest.raises(TimeoutError):
+        waits[0].result(0.3)
+    assert not any(wait.done() for wait in waits)
+    stranger.release()
+    assert [wait.result(20) for wait in waits] == [1] * 5
+
+
+def test_a_short_timeout_holds_up_nobody(house: House) -> None:
+    """Those behind a waiter who gives up keep their places."""
+    holder, short, long = house.stranger(), house.person(), house.person()
+    assert holder.acquire("k")
+    leaves = short.begin("k", timeout=0.1)
+    until(lambda: bool(house.provider._manager.entries._entries))
+    stays = long.begin("k", timeout=20)
+    assert leaves.result(5) is False
+    holder.release()
+    assert stays.result(5)
+    long.release()
+
+
+@pytest.mark.rows(lambda row: row.api != "sync" and row.is_server)
+def test_a_cancelled_task_costs_no_other_its_lock(house: House) -> None:
+    """Tasks are cancelled at every moment of their try on the shared session; the held lock stays."""
+    chance = random.Random(11)
+    holder = house.person()
+    assert holder.acquire("precious")
+    session = holder.locks[0]._ticket.session  # type: ignore[union-attr]
+
+    async def use(number: int) -> None:
+        async with house.maker()(("other", number % 3), timeout=5):
+            await asyncio.sleep(0)
+
+    async def rounds() -> None:
+        for number in range(150):
+            task = asyncio.create_task(use(number))
+            await asyncio.sleep(chance.uniform(0, 0.002))
+            task.cancel()
+            await asyncio.wait([task])
+
+    house.loop.run(rounds())
+    until(lambda: house.witness.holders() == 1)
+    assert holder.locks[0].held
+    assert holder.locks[0]._ticket.session is session  # type: ignore[union-attr]
+    holder.release()
+
+
+@pytest.mark.rows(lambda row: row.is_server and row.api == "sync")
+def test_a_circle_across_providers_ends_with_a_session_for_each_owner(house: House) -> None:
+    """The server sees it, chooses a victim, and the other goes on; the victim keeps what he holds."""
+    one, two = (house.person(house.new_provider(share_sessions=False)) for _ in range(2))
+    assert one.acquire("x")
+    assert two.acquire("y")
+    waits = {one: one.begin("y", timeout=30)}
+    until(lambda: house.witness.waiters() == 1)
+    waits[two] = two.begin("x", timeout=30)
+    until(lambda: any(wait.done() for wait in waits.values()))
+    [victim] = [person for person, wait in waits.items() if wait.done()]
+    other = two if victim is one else one
+    assert isinstance(waits[victim].exception(), DeadlockError)
+    assert victim.locks[0].held
+    assert house.witness.holders() == 2
+    victim.do(victim.locks[0].release)
+    assert waits[other].result(5)
+    for lock in other.locks:
+        other.do(lock.close)
+
+
+@ON_SERVER
+def test_an_owners_locks_are_on_one_session_of_his_own(house: House) -> None:
+    """`share_sessions=False`: as many sessions as owners, and none is left behind."""
+    provider = house.new_provider(share_sessions=False)
+    people = [house.person(provider) for _ in range(3)]
+    for person in people:
+        for number in range(4):
+            assert person.acquire((id(person), number))
+    assert _our_sessions(house) == 3
+    for person in people:
+        for lock in person.locks:
+            person.do(lock.release)
+    assert house.witness.holders() == 0
+    assert _our_sessions(house) <= 2
+
+
+THREADS = """
+import sys, threading, time
+from dlock_core import LockProvider
+url, end = sys.argv[1], float(sys.argv[2])
+locks, counts = LockProvider(url), [0] * 8
+def work(n):
+    while time.monotonic() < end:
+        with locks.lock("k", timeout=30):
+            counts[n] += 1
+threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(sum(counts))
+"""
+
+
+@pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory)
+def test_two_processes_with_queues_share_a_key(house: House) -> None:
+    """2 processes x 8 threads: each gets a third at least."""
+    end = str(time.monotonic() + 4)
+    crowd = [
+        subprocess.Popen([sys.executable, "-c", THREADS, house.url, end], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    grants = [int(process.communicate(timeout=60)[0]) for process in crowd]
+    assert min(grants) >= sum(grants) / 3, grants
+
+
+@pytest.mark.rows(lambda row: row.shared and row.is_server)
+def test_a_writer_elsewhere_gets_in_under_an_unending_stream_of_readers(house: House) -> None:
+    """Readers join each other only within a turn; then they ask the server, behind the writer."""
+    readers, writer = [house.person() for _ in range(4)], house.stranger()
+    stop: list[bool] = []
+
+    def read(person: Person) -> Callable[[], Any]:
+        def again() -> Any:
+            return person._within(house.maker()("k", shared=True, timeout=30), lambda _: time.sleep(0.005))
+
+        return again
+
+    def stream(person: Person) -> None:
+        future = person.submit(read(person))
+        future.add_done_callback(lambda _: None if stop else stream(person))
+
+    for reader in readers:
+        stream(reader)
+    until(lambda: house.witness.holders() >= 1)
+    try:
+        assert writer.acquire("k", timeout=10)
+        writer.release()
+    finally:
+        stop.append(True)
