@@ -66,14 +66,15 @@ WAIT_ON_MARIADB = text("""
     SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
 """)
 UNLOCK = text("SELECT RELEASE_LOCK(:name)")
-# One counter for all sessions of a server; it grows over restarts too, while the server's clock does not run back.
-TOKEN = text("SELECT UUID_SHORT()")
+# Start of the server and a counter for all its sessions, without the number of the server, which would not
+# fit in 64 bits with sign. It grows over restarts while the server's clock does not run back.
+TOKEN = text("SELECT UUID_SHORT() & 72057594037927935")
 
 KILLED = (
     "the server ended the question without an answer: somebody killed it, or the server shuts down or is out of memory"
 )
 # One counter for all sessions of a server, which grows over its restarts while its clock does not run back.
-TOKEN = text("SELECT UUID_SHORT()")
+TOKEN = text("SELECT UUID_SHORT() & 72057594037927935")
 
 
 class MySQL:
@@ -103,7 +104,13 @@ class MySQL:
         session.first(MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS)
 
     def acquire(
-        self, session: Statements, name: str, *, shared: bool, timeout: float | None, label: str | None
+        self,
+        session: Statements,
+        name: str,
+        *,
+        shared: bool,  # noqa: ARG002 - there are no shared locks
+        timeout: float | None,
+        label: str | None,  # noqa: ARG002 - the lock's name shows the key
     ) -> bool:
         try:
             answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout)
