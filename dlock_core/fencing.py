@@ -13,17 +13,17 @@ The tokens of different servers cannot be compared.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Column, MetaData, String, Table, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, Column, MetaData, String, Table, bindparam, func, select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from .errors import StaleTokenError, shown
+from .errors import StaleTokenError, UnsupportedError, shown
 from .keys import check_key, file_name
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection, Executable
 
 __all__ = ["fence", "fence_table"]
 
@@ -39,12 +39,6 @@ def fence_table(metadata: MetaData) -> Table:
 
 
 _fences = fence_table(MetaData())
-_ADVANCE = (
-    update(_fences)
-    .where(_fences.c.name == bindparam("fence"), _fences.c.token <= bindparam("ours"))
-    .values(token=bindparam("ours"))
-)
-_FIRST = insert(_fences).values(name=bindparam("fence"), token=bindparam("ours"))
 _SEEN = select(_fences.c.token).where(_fences.c.name == bindparam("fence"))
 
 
@@ -61,13 +55,15 @@ def fence(connection: Connection | Session, key: object, token: int) -> None:
     Raises:
         StaleTokenError: A later holder has written already: roll back.
         LockKeyError: The key is none.
+        UnsupportedError: There is no fence on this database.
     """
     values: dict[str, str | int] = {"fence": file_name("", check_key(key)), "ours": _check_token(token)}
     if isinstance(connection, Session):
         connection = connection.connection()
-    if _advances(connection, values) or _is_first(connection, values) or _advances(connection, values):
-        return
+    connection.execute(_advance(connection.dialect.name), values)
     seen = connection.execute(_SEEN, {"fence": values["fence"]}).scalar_one()
+    if seen <= token:
+        return
     raise StaleTokenError(
         f"key {shown(key)}: token {token} is stale, {seen} has written already: the lock was lost meanwhile; roll back",
         key=key,
@@ -82,15 +78,28 @@ def _check_token(token: object) -> int:
     return token
 
 
-def _advances(connection: Connection, values: dict[str, str | int]) -> bool:
-    return bool(connection.execute(_ADVANCE, values).rowcount)
+def _advance(database: str) -> Executable:
+    """Return the statement that makes the key's row or raises its token, and locks it either way.
+
+    One statement, not an update and then an insert: two first writers would deadlock on InnoDB's gap.
+    """
+    row: dict[str, Any] = {"name": bindparam("fence"), "token": bindparam("ours")}
+    match database:
+        case "postgresql":
+            fresh = postgresql.insert(_fences).values(row)
+            return fresh.on_conflict_do_update(
+                index_elements=[_fences.c.name], set_={"token": _greater(fresh.excluded.token)}
+            )
+        case "sqlite":
+            new = sqlite.insert(_fences).values(row)
+            larger = func.max(_fences.c.token, new.excluded.token)
+            return new.on_conflict_do_update(index_elements=[_fences.c.name], set_={"token": larger})
+        case "mysql" | "mariadb":
+            ours = mysql.insert(_fences).values(row)
+            return ours.on_duplicate_key_update(token=_greater(ours.inserted.token))
+        case _:
+            raise UnsupportedError(f"no fence on {database!r}: use it on PostgreSQL, MySQL, MariaDB or SQLite")
 
 
-def _is_first(connection: Connection, values: dict[str, str | int]) -> bool:
-    """Make the key's row; False when somebody else has made it."""
-    try:
-        with connection.begin_nested():
-            connection.execute(_FIRST, values)
-    except IntegrityError:
-        return False
-    return True
+def _greater(token: ColumnElement[int]) -> ColumnElement[int]:
+    return func.greatest(_fences.c.token, token)

@@ -73,8 +73,6 @@ TOKEN = text("SELECT UUID_SHORT() & 72057594037927935")
 KILLED = (
     "the server ended the question without an answer: somebody killed it, or the server shuts down or is out of memory"
 )
-# One counter for all sessions of a server, which grows over its restarts while its clock does not run back.
-TOKEN = text("SELECT UUID_SHORT() & 72057594037927935")
 
 
 class MySQL:

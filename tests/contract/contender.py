@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from dlock_core import AsyncLockProvider, LockProvider
@@ -21,36 +22,42 @@ class Diary:
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._end = Path(f"{path}.end")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nobody has put an end to it yet."""
+        return not self._end.exists()
 
     def note(self, event: str) -> None:
         """Write one line at once."""
         os.write(self._file, f"{event} {os.getpid()} {time.monotonic():.9f}\n".encode())
 
 
-def contend(url: str, key: str, until: float, diary: Diary) -> None:
-    """Work in turns until the time is over."""
+def contend(url: str, key: str, diary: Diary) -> None:
+    """Work in turns until the end."""
     with LockProvider(url) as locks:
-        while time.monotonic() < until:
+        while diary.goes_on:
             with locks.lock(key, timeout=30):
                 diary.note("enter")
                 time.sleep(random.uniform(0, 0.01))
                 diary.note("leave")
 
 
-async def acontend(url: str, key: str, until: float, diary: Diary) -> None:
+async def acontend(url: str, key: str, diary: Diary) -> None:
     """Do the same over an async driver."""
     async with AsyncLockProvider(url) as locks:
-        while time.monotonic() < until:
+        while diary.goes_on:
             async with locks.lock(key, timeout=30):
                 diary.note("enter")
                 await asyncio.sleep(random.uniform(0, 0.01))
                 diary.note("leave")
 
 
-async def alcontend(url: str, key: str, until: float, diary: Diary) -> None:
+async def alcontend(url: str, key: str, diary: Diary) -> None:
     """Do the same by `alock` over a sync driver."""
     with LockProvider(url) as locks:
-        while time.monotonic() < until:
+        while diary.goes_on:
             async with locks.alock(key, timeout=30):
                 diary.note("enter")
                 await asyncio.sleep(random.uniform(0, 0.01))
@@ -58,9 +65,9 @@ async def alcontend(url: str, key: str, until: float, diary: Diary) -> None:
 
 
 def main() -> None:
-    """Run with: api, url, key, end on the monotonic clock, path of the diary."""
-    api, url, key, end, path = sys.argv[1:]
-    arguments: Any = (url, key, float(end), Diary(path))
+    """Run with: api, url, key, path of the diary."""
+    api, url, key, path = sys.argv[1:]
+    arguments: Any = (url, key, Diary(path))
     match api:
         case "sync":
             contend(*arguments)
