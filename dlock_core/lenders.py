@@ -296,7 +296,8 @@ class OwnerLender(_Base):
             if own.session is None or own.session not in self.stock:
                 own.session, own.locks = self._take(), 0
             session = ticket.session = own.session
-            fresh = session.fresh or own.locks
+            # A wait comes after a try, which has shown that the session lives.
+            fresh = session.fresh or own.locks or timeout != 0
             try:
                 ask = partial(self._ask, session, request, ticket, timeout, request.label)
                 return context.wait(ask, session.interrupt)

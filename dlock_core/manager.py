@@ -106,7 +106,7 @@ class Manager:
             )
         checked = check_key(key)
         prefix = self.options.prefix
-        text = self._label(label(prefix, checked) if self.options.show_keys else "")
+        text = self.session_label(label(prefix, checked) if self.options.show_keys else "")
         return Request(checked, self.locks.name(prefix, checked), text, shared, fencing)
 
     def check_shared(self, key: object, *, shared: bool) -> None:
@@ -278,9 +278,9 @@ class Manager:
     def _open(self, private: Pool) -> Session:
         if isinstance(self.locks, SQLite):
             return self.locks.open(self.engine, private)
-        return open_session(self.engine, private, self.locks, label=self._label(""), unsafe_ok=self.options.unsafe_ok)
+        return open_session(self.engine, private, self.locks, label=self.session_label(""), unsafe_ok=self.options.unsafe_ok)
 
-    def _label(self, text: str) -> str:
+    def session_label(self, text: str) -> str:
         """Return what the server's views show for a session: suite, key, host and process."""
         readable = f" {text}".encode("ascii", "backslashreplace").decode().rstrip()
         return f"dlock{readable[: LABEL_BYTES - 5 - len(self._whereabouts)]}{self._whereabouts}"

@@ -41,7 +41,8 @@ class Lodging:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.manager = Manager(engine, Options())
+        # Each Session has a connection, on which it also waits: the server sees when two wait for each other.
+        self.manager = Manager(engine, Options(share_sessions=False))
         self.guests = 0
 
 
@@ -180,9 +181,10 @@ def acquire_apart(engine: Engine, owner: object, ask: Ask) -> OwnHold | None:
     manager = lodging.manager
     context = hearing(ask.context, manager.workers) if manager.locks.capabilities.server_waits else ask.context
     asker = OnBehalf(context, owner)
+    request = ask.request._replace(label=manager.session_label(ask.request.label))
     ticket = None
     try:
-        ticket = manager.acquire(ask.request, asker, ask.timeout)
+        ticket = manager.acquire(request, asker, ask.timeout)
     finally:
         if ticket is None:
             _lodgings.leave(lodging)

@@ -55,6 +55,7 @@ class House:
 
     def new_provider(self, *, engine_options: dict[str, Any] | None = None, **options: Any) -> AnyProvider:
         """Make a provider; a second one knows nothing of the first, like one in another process."""
+        options.setdefault("share_sessions", self.row.share_sessions)
         provider: AnyProvider
         if self.row.in_memory:
             engine_options = {"poolclass": sa.pool.QueuePool, **(engine_options or {})}

@@ -19,6 +19,7 @@ class Row:
     drivername: str
     api: Literal["sync", "async", "alock"] = "sync"
     in_memory: bool = False
+    share_sessions: bool = True
 
     @property
     def is_server(self) -> bool:
@@ -48,6 +49,10 @@ ROWS = (
     Row("mariadb-aiomysql", "mariadb", "mariadb+aiomysql", "async"),
     Row("mariadb-asyncmy", "mariadb", "mysql+asyncmy", "async"),
     Row("mariadb-pymysql-alock", "mariadb", "mariadb+pymysql", "alock"),
+    # Each owner has a session of his own, on which he also waits.
+    Row("postgresql-psycopg-own", "postgresql", "postgresql+psycopg", share_sessions=False),
+    Row("postgresql-asyncpg-own", "postgresql", "postgresql+asyncpg", "async", share_sessions=False),
+    Row("mariadb-pymysql-alock-own", "mariadb", "mysql+pymysql", "alock", share_sessions=False),
     Row("sqlite-file", "sqlite", "sqlite"),
     Row("sqlite-memory", "sqlite", "sqlite", in_memory=True),
     Row("sqlite-aiosqlite", "sqlite", "sqlite+aiosqlite", "async"),

@@ -19,7 +19,7 @@ from tests.servers import Server
 from .house import House, until
 from .witnesses import PostgreSQLWitness
 
-pytestmark = pytest.mark.rows(lambda row: row.server == "postgresql")
+pytestmark = pytest.mark.rows(lambda row: row.server == "postgresql" and row.share_sessions)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from dlock_core import DeadlockError, LockLostError
 from .house import House, until
 from .persons import AnyLock, Person
 
-ON_SERVER = pytest.mark.rows(lambda row: row.is_server)  # where there are sessions to count
+# Where there are sessions to count.
+ON_SERVER = pytest.mark.rows(lambda row: row.is_server and row.share_sessions)
 
 
 def _queue_is(house: House, length: int) -> bool:
@@ -160,7 +161,7 @@ def test_a_short_timeout_holds_up_nobody(house: House) -> None:
     long.release()
 
 
-@pytest.mark.rows(lambda row: row.api != "sync" and row.is_server)
+@pytest.mark.rows(lambda row: row.api != "sync" and row.is_server and row.share_sessions)
 def test_a_cancelled_task_costs_no_other_its_lock(house: House) -> None:
     """Tasks are cancelled at every moment of their try on the shared session; the held lock stays."""
     chance = random.Random(11)
@@ -186,7 +187,7 @@ def test_a_cancelled_task_costs_no_other_its_lock(house: House) -> None:
     holder.release()
 
 
-@pytest.mark.rows(lambda row: row.is_server and row.api == "sync")
+@pytest.mark.rows(lambda row: row.is_server and row.api == "sync" and row.share_sessions)
 def test_a_circle_across_providers_ends_with_a_session_for_each_owner(house: House) -> None:
     """The server sees it, chooses a victim, and the other goes on; the victim keeps what he holds."""
     one, two = (house.person(house.new_provider(share_sessions=False)) for _ in range(2))
@@ -238,7 +239,7 @@ print(sum(counts))
 """
 
 
-@pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory)
+@pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory and row.share_sessions)
 def test_two_processes_with_queues_share_a_key(house: House) -> None:
     """2 processes x 8 threads: each gets a third at least."""
     end = str(time.monotonic() + 4)
@@ -250,7 +251,7 @@ def test_two_processes_with_queues_share_a_key(house: House) -> None:
     assert min(grants) >= sum(grants) / 3, grants
 
 
-@pytest.mark.rows(lambda row: row.shared and row.is_server)
+@pytest.mark.rows(lambda row: row.shared and row.is_server and row.share_sessions)
 def test_a_writer_elsewhere_gets_in_under_an_unending_stream_of_readers(house: House) -> None:
     """Readers join each other only within a turn; then they ask the server, behind the writer."""
     readers, writer = [house.person() for _ in range(4)], house.stranger()

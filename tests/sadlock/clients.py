@@ -6,8 +6,9 @@ A test is written once, as blocking code; what is async runs in the event loop o
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -23,6 +24,7 @@ __all__ = ["KINDS", "Client", "Handle", "Kind", "Runner"]
 Kind = Literal["connection", "session", "scoped"]
 KINDS: tuple[Kind, ...] = ("connection", "session", "scoped")
 AnyEngine = sa.Engine | AsyncEngine
+PATIENCE = 15.0
 
 
 class Runner:
@@ -111,7 +113,7 @@ class Client:
     def __init__(self, run: Runner, target: Any) -> None:
         self.run = run
         self.target = target
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
 
     @classmethod
     def of(cls, kind: Kind, engine: AnyEngine, run: Runner) -> Self:
@@ -165,12 +167,21 @@ class Client:
         return found
 
     def begin_call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Let somebody else call, and return at once; closing waits for him."""
-        self._thread = self._thread or ThreadPoolExecutor(1)
-        return self._thread.submit(function, *args)
+        """Let a thread of its own call, and return at once."""
+        future: Future[Any] = Future()
+        self._thread = threading.Thread(target=_fulfil, args=(future, function, args), daemon=True)
+        self._thread.start()
+        return future
 
     def leave(self) -> None:
-        """Go home."""
+        """Go home, when the last call has returned."""
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.join(PATIENCE)
         self.close()
+
+
+def _fulfil(future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        future.set_result(function(*args))
+    except BaseException as error:
+        future.set_exception(error)

@@ -19,7 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that wants a scene on all rows and kinds that its marks allow."""
     if "scene" not in metafunc.fixturenames:
         return
-    rows = [row for row in ROWS if row.api != "alock"]
+    rows = [row for row in ROWS if row.api != "alock" and row.share_sessions]
     for wanted in metafunc.definition.iter_markers("rows"):
         rows = [row for row in rows if wanted.args[0](row)]
     marked = metafunc.definition.get_closest_marker("kinds")

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from dlock_core.sadlock import own
 from tests.contract.house import House, until
 
 from .clients import AnyEngine, Client, Kind, Runner
 
-__all__ = ["Scene", "SqlError"]
+__all__ = ["Scene", "SqlError", "lodgings"]
 
 # What a user sees when his statement is wrong, whichever driver he has.
 SqlError = (sa.exc.ProgrammingError, sa.exc.OperationalError)
 MISTAKE = "INSERT INTO no_such_table VALUES (1)"
+
+
+def lodgings() -> list[Any]:
+    """Return the sessions that are open for locks of Sessions, by engine."""
+    return list(own._lodgings._by_engine.values())
 
 
 class Scene:
@@ -68,6 +74,10 @@ class Scene:
         client.close()
         return list(found)
 
+    def until_somebody_waits(self) -> None:
+        """Wait until somebody waits, at the server or in the queue of this process."""
+        until(lambda: self.witness.waiters() or any(each.manager.entries._awaited for each in lodgings()), "a waiter")
+
     def insert(self, client: Client, number: int) -> None:
         """Let a client do some work."""
         client.execute(f"INSERT INTO work VALUES ({number})")
@@ -81,6 +91,7 @@ class Scene:
         for client in self.clients:
             client.leave()
         assert self.holders == 0, "a connection in a pool, or one beside it, holds a lock"
+        assert not lodgings(), "lock sessions are open though nobody holds or waits"
         until(lambda: self.witness.waiters() == 0, "the last waiter to leave")
         for engine in self.engines:
             out = getattr(self.pool(engine), "checkedout", lambda: 0)()

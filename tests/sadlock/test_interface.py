@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from dlock_core import DeadlockError, LockStateError, LockTimeoutError
-from tests.contract.house import until
 
 from .scene import Scene
 
@@ -84,8 +83,7 @@ def test_a_wait_ends_when_the_holder_releases(scene: Scene) -> None:
         held, wanted = holder.lock("k"), other.lock("k")
         assert held.acquire()
         waiting = other.begin_call(wanted.acquire, True, timeout)
-        if scene.row.is_server:
-            until(lambda: scene.witness.waiters() == 1)
+        scene.until_somebody_waits()
         held.release()
         assert waiting.result(10)
         assert scene.holders == 1
@@ -98,8 +96,7 @@ def test_contextual_timeout_is_for_with_only(scene: Scene) -> None:
     held, wanted = holder.lock("k"), other.lock("k", contextual_timeout=0)
     assert held.acquire()
     waiting = other.begin_call(wanted.acquire)
-    if scene.row.is_server:
-        until(lambda: scene.witness.waiters() == 1)
+    scene.until_somebody_waits()
     assert not waiting.done()
     held.release()
     assert waiting.result(10)
