@@ -77,12 +77,16 @@ class Manager:
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        # Where the server does not queue, each turn is followed by a pause, so it may be long.
-        grants = TURN_GRANTS if self.locks.capabilities.server_waits else sys.maxsize
-        self.entries = Entries(turn_grants=grants, turn_seconds=TURN_SECONDS)
+        self.entries = Entries(turn_grants=self._turn_grants(), turn_seconds=TURN_SECONDS)
         self.workers = Workers()
         self._lenders: dict[object, Lender] = {}
         self._whereabouts = f" {platform.node()[:24]}:{self._pid}"
+
+    def _turn_grants(self) -> int:
+        if not self.options.share_sessions:
+            return 0  # a lock must be on its owner's session
+        # Where the server does not queue, each turn is followed by a pause, so it may be long.
+        return TURN_GRANTS if self.locks.capabilities.server_waits else sys.maxsize
 
     def after_fork(self) -> None:
         """Start anew in a forked child: empty maps, new mutexes, none of the parent's sessions."""

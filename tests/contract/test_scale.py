@@ -78,6 +78,7 @@ def test_waits_for_many_keys_stay_within_max_sessions(house: House) -> None:
         person.release()
 
 
+@pytest.mark.rows(lambda row: row.share_sessions)
 def test_a_lock_is_handed_on_in_memory(house: House) -> None:
     """Within a turn the next waiter gets it while the server sees one holder all the time."""
     people, inside = [house.person() for _ in range(10)], []
