@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from .contexts import Context, Latch
     from .dialects.base import Session
-    from .entries import Ticket
     from .requests import Request
     from .stock import Stock
     from .threads import Workers
+    from .tickets import Ticket
 
 __all__ = ["Lender", "OwnerLender", "SharedLender", "SingleLender"]
 

@@ -8,9 +8,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
 from .contexts import BLOCKING, MainThread
-from .entries import State, Ticket
 from .errors import LockStateError, LockTimeoutError, shown
 from .manager import log
+from .tickets import State, Ticket
 from .timeouts import parse_timeout
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .contexts import see_through
 from .dialects import find_dialect, refusal_to_share
 from .dialects.sqlite import SQLite
-from .entries import Entries, State, Ticket
+from .entries import Entries
 from .errors import (
     DeadlockError,
     LockConnectionError,
@@ -32,6 +32,7 @@ from .requests import Request
 from .session import connection_lost, open_session
 from .stock import Stock
 from .threads import Workers
+from .tickets import State, Ticket
 from .timeouts import Deadline
 
 if TYPE_CHECKING:
@@ -282,7 +283,9 @@ class Manager:
     def _open(self, private: Pool) -> Session:
         if isinstance(self.locks, SQLite):
             return self.locks.open(self.engine, private)
-        return open_session(self.engine, private, self.locks, label=self.session_label(""), unsafe_ok=self.options.unsafe_ok)
+        return open_session(
+            self.engine, private, self.locks, label=self.session_label(""), unsafe_ok=self.options.unsafe_ok
+        )
 
     def session_label(self, text: str) -> str:
         """Return what the server's views show for a session: suite, key, host and process."""

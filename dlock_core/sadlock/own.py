@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.util import greenlet_spawn
 
-from ..entries import State
 from ..errors import shown
 from ..manager import Manager, Options
+from ..tickets import State
 from .main_thread import hearing
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from ..contexts import Context
-    from ..entries import Ticket
+    from ..tickets import Ticket
     from .caller import Ask
 
 __all__ = ["OwnHold", "acquire_apart"]

@@ -27,12 +27,14 @@ def say(event: str) -> None:
 
 
 def main(url: str, reaction: str) -> None:
-    """Wait, be called away, and take locks again."""
+    """Hold a lock, wait for another, be called away, and take locks again."""
     if reaction == "returns":
         signal.signal(signal.SIGINT, lambda *_: say("handled"))
     elif reaction in RAISED:
         signal.signal(signal.SIGINT, partial(_raise, RAISED[reaction]))
     locks = LockProvider(url)
+    mine = locks.lock("mine")
+    mine.acquire(timeout=5)
     try:
         say("asks")
         with locks.lock("k"):
@@ -44,6 +46,7 @@ def main(url: str, reaction: str) -> None:
     sys.stdin.readline()
     with locks.lock("another", timeout=5), locks.lock("k", timeout=5):
         say("went on")
+    mine.release()
     locks.close()
 
 

@@ -36,7 +36,7 @@ class Scene:
         self.engines: list[AnyEngine] = []
         self.clients: list[Client] = []
         self.engine = self.new_engine()
-        self._work("CREATE TABLE work (i integer)")
+        self._work("DROP TABLE IF EXISTS work", "CREATE TABLE work (i integer)")
 
     def _work(self, *statements: str) -> None:
         client = Client.of("connection", self.engine, self.run)

@@ -209,22 +209,21 @@ class TestPostgreSQL:
         holder, client = scene.client(), scene.client()
         client.execute("SET lock_timeout = '7s'")
         client.commit()
-        self._wait(scene, holder, client)
+        self._wait(holder, client)
         assert client.scalar("SHOW lock_timeout") == "7s"
         client.execute("SET LOCAL lock_timeout = '9s'")
-        self._wait(scene, holder, client)
+        self._wait(holder, client)
         assert client.scalar("SHOW lock_timeout") == "9s"
         client.commit()
         assert client.scalar("SHOW lock_timeout") == "7s"
         client.execute("RESET lock_timeout")
         client.commit()
 
-    def _wait(self, scene: Scene, holder: Client, client: Client) -> None:
+    def _wait(self, holder: Client, client: Client) -> None:
         with holder.lock("k"):
             assert not client.lock("k").acquire(timeout=0.02)
-        assert client.lock("unlocked").acquire(timeout=5)
-        scene.run(client.connection.info.__getitem__, "dlock_core.sadlock").find
-        client.lock("unlocked")
+        with client.lock("free", 5):
+            pass
 
     def test_the_users_lock_timeout_bounds_no_wait_of_ours(self, scene: Scene) -> None:
         """For ever is for ever, and 20 s are 20 s."""

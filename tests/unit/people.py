@@ -6,7 +6,8 @@ import threading
 from typing import TYPE_CHECKING, cast
 
 from dlock_core.contexts import Blocking
-from dlock_core.entries import Entries, State, Ticket
+from dlock_core.entries import Entries
+from dlock_core.tickets import State, Ticket
 
 if TYPE_CHECKING:
     from dlock_core.dialects.base import Session

@@ -10,7 +10,8 @@ import pytest
 
 from dlock_core import DeadlockError
 from dlock_core.contexts import BLOCKING
-from dlock_core.entries import Entries, State, Ticket
+from dlock_core.entries import Entries
+from dlock_core.tickets import State, Ticket
 from dlock_core.timeouts import Deadline
 
 from .people import Person, session, woken

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dlock_core import DeadlockError
-from dlock_core.entries import Entries, State, Ticket
+from dlock_core.entries import Entries
+from dlock_core.tickets import State, Ticket
 
 from .people import Person, session, woken
 

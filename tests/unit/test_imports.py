@@ -22,25 +22,27 @@ OURS = ("dlock_core", *ADAPTERS)
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "signals"),
     ("keys", "timeouts", "threads"),
+    ("requests",),
     ("contexts",),
-    ("dialects",),
-    ("session", "session_pool"),
+    ("dialects", "turnstile"),
+    ("session", "stock"),
+    ("tickets",),
     ("entries",),
-    ("watch", "inspection"),
+    ("lenders", "watch", "inspection"),
     ("manager",),
     ("lock",),
     ("aio",),
-    ("decorator", "sadlock"),
+    ("decorator", "sadlock", "fencing"),
     ("provider",),
     ("__init__",),
     ("cli",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-# Parts that know no database: at run time they import nothing of ours but these two.
-PURE = ("errors", "signals", "keys", "timeouts", "threads", "contexts", "entries")
-PURE_MAY_USE = ("errors", "keys")
-WITHOUT_SQLALCHEMY = ("errors", "signals", "keys", "timeouts", "threads", "entries", "decorator")
+# Parts that know no database: at run time they import nothing of ours but these.
+PURE = ("errors", "signals", "keys", "timeouts", "threads", "contexts", "turnstile", "tickets", "entries")
+PURE_MAY_USE = ("errors", "keys", "timeouts", "tickets")
+WITHOUT_SQLALCHEMY = ("errors", "signals", "keys", "timeouts", "threads", "turnstile", "tickets", "entries", "decorator")
 DIALECTS_MAY_USE = ("errors", "signals", "keys", "dialects")
 CLI_MAY_USE = ("sqlalchemy", "click", "rich")
 
