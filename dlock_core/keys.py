@@ -115,7 +115,8 @@ def label(prefix: str, key: Key) -> str:
     """Return the readable form for people: logs and the server's views; no control characters."""
     parts = [prefix] if prefix else []
     parts += [_text(part) for part in (key if isinstance(key, tuple) else (key,))]
-    return "".join(character if character.isprintable() else "?" for character in ":".join(parts))
+    text = ":".join(parts)
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _text(part: Scalar) -> str:

@@ -65,9 +65,10 @@ def _step(deadline: Deadline, last: float) -> float:
 class _Base:
     """What all lenders do with one session."""
 
-    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool]) -> None:
+    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool], show: Callable[[str], str]) -> None:
         self.stock = stock
         self._granted = granted
+        self._show = show
 
     def _take(self) -> Session:
         session = self.stock.take()
@@ -137,8 +138,14 @@ class SingleLender(_Base):
 class SharedLender(_Base):
     """All locks on one session, which never waits; waits on spare sessions, up to the stock's limit."""
 
-    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool], workers: Workers) -> None:
-        super().__init__(stock, granted)
+    def __init__(
+        self,
+        stock: Stock,
+        granted: Callable[[Ticket, Session], bool],
+        show: Callable[[str], str],
+        workers: Workers,
+    ) -> None:
+        super().__init__(stock, granted, show)
         self._workers = workers
         self._gate = Turnstile()
         self._shared: Session | None = None
@@ -179,7 +186,7 @@ class SharedLender(_Base):
         spare = self.stock.take(within_limit=True)
         if spare is None:
             return False
-        if self._ask(spare, request, ticket, 0, request.label):
+        if self._ask(spare, request, ticket, 0, self._show(request.label)):
             return True
         self.stock.give(spare)
         return False
@@ -199,7 +206,9 @@ class SharedLender(_Base):
         if spare is None:
             return self._poll(request, ticket, deadline, context)
         timeout = deadline.remaining()
-        return context.wait(lambda: self._ask(spare, request, ticket, timeout, request.label), spare.interrupt)
+        return context.wait(
+            lambda: self._ask(spare, request, ticket, timeout, self._show(request.label)), spare.interrupt
+        )
 
     def _take_spare(self, ticket: Ticket) -> Session | None:
         """Take a session to wait on, unless somebody else is first in line for one."""
@@ -266,8 +275,8 @@ class _Owned:
 class OwnerLender(_Base):
     """A session for each owner, on which he also waits, so that the server sees every circle of waits."""
 
-    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool]) -> None:
-        super().__init__(stock, granted)
+    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool], show: Callable[[str], str]) -> None:
+        super().__init__(stock, granted, show)
         self._mutex = threading.Lock()
         self._owned: dict[object, _Owned] = {}
 
@@ -299,7 +308,7 @@ class OwnerLender(_Base):
             # A wait comes after a try, which has shown that the session lives.
             fresh = session.fresh or own.locks or timeout != 0
             try:
-                ask = partial(self._ask, session, request, ticket, timeout, request.label)
+                ask = partial(self._ask, session, request, ticket, timeout, self._show(request.label))
                 return context.wait(ask, session.interrupt)
             except Exception as error:
                 if fresh or not connection_lost(error):

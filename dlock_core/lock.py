@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from enum import Enum
@@ -109,7 +110,7 @@ class BaseLock:
         finally:
             self._in_use.release()
         if self._ticket is not None:
-            log.debug("acquired %s", shown(self.key))
+            self._log("acquired %s")
         return self._ticket is not None
 
     def _seconds(self, *, block: bool, timeout: float | Unset | None) -> float | None:
@@ -124,7 +125,11 @@ class BaseLock:
         if ticket is None:
             raise self._misuse("release() on a lock that is not held")
         self._manager.release(ticket, context)
-        log.debug("released %s", shown(self.key))
+        self._log("released %s")
+
+    def _log(self, message: str) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(message, shown(self.key))
 
     def _enter(self, context: Context) -> None:
         if not self._acquire(context, block=True, timeout=UNSET):

@@ -111,7 +111,7 @@ class Manager:
             )
         checked = check_key(key)
         prefix = self.options.prefix
-        text = self.session_label(label(prefix, checked) if self.options.show_keys else "")
+        text = label(prefix, checked) if self.options.show_keys else ""
         return Request(checked, self.locks.name(prefix, checked), text, shared, fencing)
 
     def check_shared(self, key: object, *, shared: bool) -> None:
@@ -275,10 +275,10 @@ class Manager:
         stock = Stock(opener, self._session_ended, self._sessions, self.options.max_sessions)
 
         if not self.locks.capabilities.server_waits:
-            return SingleLender(stock, self.entries.granted)
+            return SingleLender(stock, self.entries.granted, self.session_label)
         if self.options.share_sessions:
-            return SharedLender(stock, self.entries.granted, self.workers)
-        return OwnerLender(stock, self.entries.granted)
+            return SharedLender(stock, self.entries.granted, self.session_label, self.workers)
+        return OwnerLender(stock, self.entries.granted, self.session_label)
 
     def _open(self, private: Pool) -> Session:
         if isinstance(self.locks, SQLite):

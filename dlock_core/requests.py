@@ -11,7 +11,7 @@ __all__ = ["Request"]
 
 
 class Request(NamedTuple):
-    """The user's key, the server's name for it, the people's label for it, and how it is wanted."""
+    """The user's key, the server's name for it, what people read, and how it is wanted."""
 
     key: Key
     name: int | str

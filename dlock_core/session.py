@@ -30,17 +30,13 @@ from .signals import from_handler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Dialect, Engine, Pool, TextClause
+    from sqlalchemy import Engine, Pool, TextClause
 
     from .dialects.base import ServerDialect
 
 __all__ = ["SqlSession", "connection_lost", "open_session"]
 
 log = logging.getLogger("dlock")
-
-# The compiled form of each constant statement, by SQLAlchemy dialect: its text, and the order of its
-# parameters where the driver wants them by position.
-_compiled: dict[tuple[type[Dialect], str, TextClause], tuple[str, tuple[str, ...] | None]] = {}
 
 
 def open_session(engine: Engine, pool: Pool, locks: ServerDialect, *, label: str, unsafe_ok: bool) -> SqlSession:
@@ -95,6 +91,8 @@ class SqlSession:
         self._locks = locks
         self.label = label
         self._shows_key = False
+        # A blocking driver's cursor serves for all statements, one at a time; SQLAlchemy's async ones for one each.
+        self._cursor = None if self.sqla.is_async else connection.cursor()
         self.driver_connection = self.sqla.get_driver_connection(connection)
         self._socket = _duplicate_socket(self.driver_connection)
         self._peer = _watch_peer(self._socket)
@@ -104,6 +102,8 @@ class SqlSession:
         self._user: int | None = None
         self._ended = False
         self.fresh = True
+        # Each constant statement as the driver wants it, and the order of its parameters where they go by position.
+        self._statements: dict[TextClause, tuple[str, tuple[str, ...] | None]] = {}
 
     def first(self, statement: TextClause, /, **values: object) -> Sequence[Any]:
         """Run a constant statement and return its first row.
@@ -118,10 +118,11 @@ class SqlSession:
         if self._ended:  # looked at after `_user` is set, as `end` sets and looks the other way round
             raise LockConnectionError("this session has ended")
         try:
-            cursor = self._connection.cursor()
+            cursor = self._cursor or self._connection.cursor()
             cursor.execute(sql, parameters)
             row: Sequence[Any] = cursor.fetchone() or ()
-            cursor.close()
+            if self._cursor is None:
+                cursor.close()
         except self.sqla.loaded_dbapi.Error as error:
             raise self._translated(error, sql, parameters, cursor) from error
         except Exception as error:  # out of the driver's own depths: its connection is broken
@@ -133,12 +134,11 @@ class SqlSession:
         return row
 
     def _compile(self, statement: TextClause) -> tuple[str, tuple[str, ...] | None]:
-        key = (type(self.sqla), self.sqla.paramstyle, statement)
-        found = _compiled.get(key)
+        found = self._statements.get(statement)
         if found is None:
             compiled = statement.compile(dialect=self.sqla)
             order = tuple(compiled.positiontup or ()) if compiled.positional else None
-            found = _compiled[key] = (compiled.string, order)
+            found = self._statements[statement] = (compiled.string, order)
         return found
 
     def _translated(self, error: Exception, sql: str, parameters: Any, cursor: Any) -> BaseException:

@@ -56,8 +56,10 @@ def pytest_report_header() -> list[str]:
     return [f"{kind}: {_describe(found)}" for kind, found in AVAILABLE.items()]
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Repeat in the last lines what was not tested."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """Repeat in the last lines, after pytest's own summary, what was not tested."""
+    yield
     for kind, reason in missing().items():
         terminalreporter.write_sep("!", f"NOT TESTED on {kind}", red=True, bold=True)
         terminalreporter.write_line(reason, red=True)

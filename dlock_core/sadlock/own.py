@@ -181,7 +181,7 @@ def acquire_apart(engine: Engine, owner: object, ask: Ask) -> OwnHold | None:
     manager = lodging.manager
     context = hearing(ask.context, manager.workers) if manager.locks.capabilities.server_waits else ask.context
     asker = OnBehalf(context, owner)
-    request = ask.request._replace(label=manager.session_label(ask.request.label))
+    request = ask.request
     ticket = None
     try:
         ticket = manager.acquire(request, asker, ask.timeout)

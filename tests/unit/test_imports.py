@@ -42,7 +42,17 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Parts that know no database: at run time they import nothing of ours but these.
 PURE = ("errors", "signals", "keys", "timeouts", "threads", "contexts", "turnstile", "tickets", "entries")
 PURE_MAY_USE = ("errors", "keys", "timeouts", "tickets")
-WITHOUT_SQLALCHEMY = ("errors", "signals", "keys", "timeouts", "threads", "turnstile", "tickets", "entries", "decorator")
+WITHOUT_SQLALCHEMY = (
+    "errors",
+    "signals",
+    "keys",
+    "timeouts",
+    "threads",
+    "turnstile",
+    "tickets",
+    "entries",
+    "decorator",
+)
 DIALECTS_MAY_USE = ("errors", "signals", "keys", "dialects")
 CLI_MAY_USE = ("sqlalchemy", "click", "rich")
 
