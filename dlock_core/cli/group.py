@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .demo.command import demo
+from .init import init
 
 __all__ = ["dlock"]
 
@@ -16,3 +17,4 @@ def dlock() -> None:
 
 
 dlock.add_command(demo)
+dlock.add_command(init)

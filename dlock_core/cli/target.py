@@ -19,7 +19,15 @@ from sqlalchemy.exc import (
 
 from dlock_core import LockError, LockProvider, LockTimeoutError
 
-__all__ = ["Refusal", "check_target", "parse_target", "shown", "without_password"]
+__all__ = [
+    "Refusal",
+    "check_target",
+    "parse_target",
+    "refusal_of",
+    "refuse_async",
+    "shown",
+    "without_password",
+]
 
 # Drivers take passwords in the query too, pyodbc a whole connection string.
 _SECRET = re.compile("pass|pwd|odbc_connect", re.IGNORECASE)
@@ -53,14 +61,28 @@ def check_target(url: URL, *, key: str) -> None:
     Raises:
         Refusal: the dialect, driver, server or key cannot be used.
     """
+    refuse_async(url)
     try:
-        if url.get_dialect().is_async:
-            raise Refusal(f"{shown(url)}: an async driver; give the URL of a sync one")
         _take_once(url, key)
     except LockTimeoutError:
         raise Refusal(f"someone else holds {key!r} on {shown(url)}; choose another with --key") from None
     except (SQLAlchemyError, LockError, ImportError, OSError) as error:
-        raise Refusal(_reason(url, error)) from None
+        raise refusal_of(url, error) from None
+
+
+def refuse_async(url: URL) -> None:
+    """Refuse the URL of an async driver, or of one that SQLAlchemy does not know."""
+    try:
+        is_async = url.get_dialect().is_async
+    except (SQLAlchemyError, ImportError) as error:
+        raise refusal_of(url, error) from None
+    if is_async:
+        raise Refusal(f"{shown(url)}: an async driver; give the URL of a sync one")
+
+
+def refusal_of(url: URL, error: Exception) -> Refusal:
+    """Put an error of the database or its driver into one line, without a password."""
+    return Refusal(_reason(url, error))
 
 
 def shown(url: URL) -> str:
