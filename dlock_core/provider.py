@@ -17,6 +17,7 @@ from .keys import check_prefix
 from .lock import Lock
 from .manager import Manager, Options
 from .timeouts import parse_timeout
+from .urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ class _BaseProvider:
         self._manager = Manager(engine, options)
 
     def __repr__(self) -> str:
-        url = self._manager.engine.url.render_as_string(hide_password=True)
+        url = shown_url(self._manager.engine.url)
         return f"<{type(self).__name__} {url}, prefix={self._manager.options.prefix!r}>"
 
     def __reduce__(self) -> NoReturn:

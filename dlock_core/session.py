@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .errors import LockConnectionError
 from .signals import from_handler
+from .urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +68,7 @@ def _connect(engine: Engine, pool: Pool) -> Any:
         if from_handler(error):
             raise
         raise LockConnectionError(
-            f"cannot open a lock session on {engine.url.render_as_string(hide_password=True)}: "
+            f"cannot open a lock session on {shown_url(engine.url)}: "
             f"{_first_line(error)}. Check that the server runs and that the URL is right"
         ) from error
     connection = pooled.dbapi_connection

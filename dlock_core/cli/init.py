@@ -7,7 +7,8 @@ from sqlalchemy import MetaData, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..fencing import fence_table
-from .target import parse_target, refusal_of, refuse_async, shown
+from ..urls import shown_url
+from .target import parse_target, refusal_of, refuse_async
 
 __all__ = ["init"]
 
@@ -30,4 +31,4 @@ def init(url: str) -> None:
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise refusal_of(target, error) from None
     engine.dispose()
-    click.echo(f"{table.name} {'was there already' if existed else 'made'} in {shown(target)}")
+    click.echo(f"{table.name} {'was there already' if existed else 'made'} in {shown_url(target)}")

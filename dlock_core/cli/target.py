@@ -18,6 +18,7 @@ from sqlalchemy.exc import (
 )
 
 from dlock_core import LockError, LockProvider, LockTimeoutError
+from dlock_core.urls import secrets_of, shown_url
 
 __all__ = [
     "Refusal",
@@ -25,12 +26,8 @@ __all__ = [
     "parse_target",
     "refusal_of",
     "refuse_async",
-    "shown",
     "without_password",
 ]
-
-# Drivers take passwords in the query too, pyodbc a whole connection string.
-_SECRET = re.compile("pass|pwd|odbc_connect", re.IGNORECASE)
 
 
 class Refusal(click.ClickException):
@@ -51,7 +48,7 @@ def parse_target(text: str) -> URL:
         # SQLAlchemy's message repeats the text, and with it a password.
         raise Refusal("this is not a database URL; expected e.g. postgresql+psycopg://user@host/db") from None
     if _in_memory(url):
-        raise Refusal(f"{shown(url)}: other processes cannot see an in-memory database")
+        raise Refusal(f"{shown_url(url)}: other processes cannot see an in-memory database")
     return url
 
 
@@ -65,7 +62,7 @@ def check_target(url: URL, *, key: str) -> None:
     try:
         _take_once(url, key)
     except LockTimeoutError:
-        raise Refusal(f"someone else holds {key!r} on {shown(url)}; choose another with --key") from None
+        raise Refusal(f"someone else holds {key!r} on {shown_url(url)}; choose another with --key") from None
     except (SQLAlchemyError, LockError, ImportError, OSError) as error:
         raise refusal_of(url, error) from None
 
@@ -77,7 +74,7 @@ def refuse_async(url: URL) -> None:
     except (SQLAlchemyError, ImportError) as error:
         raise refusal_of(url, error) from None
     if is_async:
-        raise Refusal(f"{shown(url)}: an async driver; give the URL of a sync one")
+        raise Refusal(f"{shown_url(url)}: an async driver; give the URL of a sync one")
 
 
 def refusal_of(url: URL, error: Exception) -> Refusal:
@@ -85,16 +82,9 @@ def refusal_of(url: URL, error: Exception) -> Refusal:
     return Refusal(_reason(url, error))
 
 
-def shown(url: URL) -> str:
-    """Render a URL for the screen, its passwords hidden."""
-    hidden = {name: "***" for name in url.query if _SECRET.search(name)}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
 def without_password(url: URL, text: str) -> str:
     """Hide the URL's passwords in a text that others wrote."""
-    secrets = [value for name, value in url.query.items() if _SECRET.search(name)]
-    for secret in filter(None, map(str, [url.password or "", *secrets])):
+    for secret in secrets_of(url):
         # Whole words only: stars inside a word would tell a short password.
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
@@ -121,11 +111,11 @@ def _reason(url: URL, error: Exception) -> str:
         case LockError():
             return _one_line(url, error)
         case NoSuchModuleError():
-            return f"{shown(url)}: SQLAlchemy knows no dialect {url.drivername!r}"
+            return f"{shown_url(url)}: SQLAlchemy knows no dialect {url.drivername!r}"
         case DBAPIError():
-            return f"{shown(url)}: {_one_line(url, error.orig or error)}"
+            return f"{shown_url(url)}: {_one_line(url, error.orig or error)}"
         case _:
-            return f"{shown(url)}: {_one_line(url, error)}"
+            return f"{shown_url(url)}: {_one_line(url, error)}"
 
 
 def _one_line(url: URL, error: BaseException) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from .. import keys
 from ..errors import LockConnectionError
 from ..signals import from_handler
+from ..urls import shown_url
 from .base import Capabilities
 from .sqlite_files import SideFiles
 from .sqlite_memory import MemoryLocks
@@ -78,8 +79,9 @@ def _database_file(engine: Engine, pool: Pool) -> str:
     except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
         if from_handler(error):
             raise
-        url = engine.url.render_as_string(hide_password=True)
-        raise LockConnectionError(f"cannot open {url}: {error}. Check the path and its rights") from error
+        raise LockConnectionError(
+            f"cannot open {shown_url(engine.url)}: {error}. Check the path and its rights"
+        ) from error
     connection = pooled.dbapi_connection
     assert connection is not None
     pooled.detach()

@@ -135,7 +135,7 @@ def test_a_driver_of_the_other_kind_is_refused() -> None:
 @pytest.mark.parametrize("drivername", ["postgresql+psycopg", "postgresql+psycopg2", "mysql+pymysql", "mysql+mysqldb"])
 def test_an_unreachable_server_is_a_clear_error(drivername: str) -> None:
     """It names the key and the URL, without the password, and keeps the driver's error as cause."""
-    locks = LockProvider(f"{drivername}://user:secret@127.0.0.1:1/db")
+    locks = LockProvider(f"{drivername}://user:secret@127.0.0.1:1/db?sslpassword=secret")
     with pytest.raises(LockConnectionError, match=r"'orders'.*user:\*\*\*@127\.0\.0\.1:1") as caught:
         locks.lock("orders").acquire(timeout=1)
     assert "secret" not in str(caught.value)

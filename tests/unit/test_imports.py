@@ -20,7 +20,7 @@ OURS = ("dlock_core", *ADAPTERS)
 # The parts of dlock_core, lowest first; a part imports from parts below it, for types too, and a
 # package also from itself. A new module needs a place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "signals"),
+    ("errors", "signals", "urls"),
     ("keys", "timeouts", "threads"),
     ("requests",),
     ("contexts",),
@@ -53,7 +53,7 @@ WITHOUT_SQLALCHEMY = (
     "entries",
     "decorator",
 )
-DIALECTS_MAY_USE = ("errors", "signals", "keys", "dialects")
+DIALECTS_MAY_USE = ("errors", "signals", "urls", "keys", "dialects")
 CLI_MAY_USE = ("sqlalchemy", "click", "rich")
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from ..target import check_target, parse_target, shown, without_password
+from ...urls import shown_url
+from ..target import check_target, parse_target, without_password
 from .crew import Crew
 from .judge import find_crashes, judge
 from .live import LiveShow
@@ -75,7 +76,7 @@ def demo(url: str | None, workers: int, seconds: float, kills: int, key: str) ->
 
 def _run(folder: Path, target: URL, key: str, plan: Plan) -> int:
     console = Console(highlight=False)
-    title = f"{plan.workers} processes, one lock: {key!r} on {shown(target)}"
+    title = f"{plan.workers} processes, one lock: {key!r} on {shown_url(target)}"
     full = target.render_as_string(hide_password=False)
     with Crew(folder, url=full, key=key) as crew, _interrupted_by_any_signal():
         with _show(console, title, plan) as show:
