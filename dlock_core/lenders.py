@@ -202,7 +202,7 @@ class SharedLender(_Base):
         return self._shared
 
     def wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
-        spare = ticket.session = ticket.session or self._take_spare(ticket)
+        spare = ticket.lent = ticket.session = ticket.lent or self._take_spare(ticket)
         if spare is None:
             return self._poll(request, ticket, deadline, context)
         timeout = deadline.remaining()
@@ -227,7 +227,10 @@ class SharedLender(_Base):
             self._line[ticket] = latch
             pause = _step(deadline, max(POLL_LAST, len(self._line) * POLL_FIRST))
         latch.wait(Deadline(pause))
-        return self.attempt(request, ticket, context)
+        granted = self.attempt(request, ticket, context)
+        if granted:
+            self._leave_line(ticket)
+        return granted
 
     def _leave_line(self, ticket: Ticket) -> None:
         with self._mutex:
@@ -243,8 +246,12 @@ class SharedLender(_Base):
 
     def settle(self, ticket: Ticket, *, reusable: bool) -> None:
         self._leave_line(ticket)
-        if ticket.session is not None:
-            (self.stock.give if reusable else self.stock.end)(ticket.session)
+        spare, ticket.lent = ticket.lent, None
+        if spare is not None:
+            self._take_back(spare, reusable=reusable)
+
+    def _take_back(self, spare: Session, *, reusable: bool) -> None:
+        (self.stock.give if reusable else self.stock.end)(spare)
         self._wake_first()
 
     def unlock(self, name: object, ticket: Ticket, context: Context) -> bool:
@@ -253,7 +260,7 @@ class SharedLender(_Base):
         if session is self._shared:
             return self._inside(lambda: self._free_shared(session, name, ticket), len(self._names) > 1, context)
         intact = self._free(session, name, ticket)
-        self.settle(ticket, reusable=intact)
+        self._take_back(session, reusable=intact)
         return intact
 
     def _free_shared(self, session: Session, name: object, ticket: Ticket) -> bool:

@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from _thread import start_new_thread
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine.base import OptionEngine
@@ -95,7 +96,6 @@ class OnBehalf:
         self.call = context.call
         self.wait = context.wait
         self.shield = context.shield
-        self.in_main_thread = context.in_main_thread
         self.inner = context.inner
         self.pause = context.pause
         self.interrupt = context.interrupt
@@ -103,6 +103,10 @@ class OnBehalf:
 
     def owner(self) -> object:
         return self._owner
+
+    def in_main_thread(self) -> bool:
+        """Say no: each asker has a session of his own, so that a signal costs nobody else a lock."""
+        return False
 
 
 class OwnHold:
@@ -158,10 +162,14 @@ def _release_forgotten(
 
     if ticket.pid != os.getpid():
         return
-    if loop is None or loop.is_closed():  # the sessions of a closed loop end when they are next used
+    try:
+        if loop is not None:
+            loop.call_soon_threadsafe(begin)
+            return
+    except RuntimeError:  # the loop is closed: its sessions are ended without it
+        pass
+    with suppress(RuntimeError):  # the interpreter ends, and all sessions with it
         start_new_thread(release, ())
-    else:
-        loop.call_soon_threadsafe(begin)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -276,3 +276,31 @@ def test_a_writer_elsewhere_gets_in_under_an_unending_stream_of_readers(house: H
         writer.release()
     finally:
         stop.append(True)
+
+
+@ON_SERVER
+def test_a_session_that_becomes_free_goes_to_the_first_in_line(house: House) -> None:
+    """Waits beyond `max_sessions` poll in a line; whoever got his lock by polling leaves it."""
+    provider = house.new_provider(max_sessions=2)
+    stranger, first, second, third = house.stranger(), *(house.person(provider) for _ in range(3))
+    for number in range(3):
+        assert stranger.acquire(number)
+    waits = [first.begin(0, timeout=30)]
+    until(lambda: house.witness.waiters() == 1)
+    lender = next(iter(provider._manager._lenders.values()))
+    waits.append(second.begin(1, timeout=30))
+    until(lambda: len(lender._line) == 1)  # type: ignore[attr-defined]
+    waits.append(third.begin(2, timeout=30))
+    until(lambda: len(lender._line) == 2)  # type: ignore[attr-defined]
+    stranger.do(stranger.locks[1].release)
+    assert waits[1].result(5)
+    until(lambda: len(lender._line) == 1)  # type: ignore[attr-defined]
+    stranger.do(stranger.locks[0].release)
+    assert waits[0].result(5)
+    first.release()
+    until(lambda: house.witness.waiters() == 1, "the third to wait at the server")
+    assert not lender._line  # type: ignore[attr-defined]
+    stranger.do(stranger.locks[2].release)
+    assert waits[2].result(5)
+    second.release()
+    third.release()

@@ -1,4 +1,4 @@
-"""Askers without a database: they never block, so a test decides what happens when."""
+"""Askers and sessions without a database: they never block, so a test decides what happens when."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ class RecordingLatch:
 
 
 class Person(Blocking):
-    """A thread, or with `home` a task that lives in the thread of somebody else.
+    """A thread, or with `inside` a task that lives in the thread of somebody else.
 
     Args:
         name: For the messages of failed tests.
-        home: The person in whose thread this one is a task.
+        inside: The person in whose thread this one is a task.
+        home: The part of the process whose sessions this one can use.
     """
 
-    def __init__(self, name: str, home: Person | None = None) -> None:
+    def __init__(self, name: str, *, inside: Person | None = None, home: str = "here") -> None:
         self.name = name
+        self.home = home
         self.gone = False
-        self.thread: threading.Thread = home.thread if home else threading.Thread(name=name)
-        self.identity: object = self if home else self.thread
+        self.thread: threading.Thread = inside.thread if inside else threading.Thread(name=name)
+        self.identity: object = self if inside else self.thread
 
     def __repr__(self) -> str:
         return self.name
@@ -52,32 +54,61 @@ class Person(Blocking):
     def latch(self) -> RecordingLatch:
         return RecordingLatch(self)
 
-    def ticket(self, key: str, *, shared: bool = False, once: bool = False) -> Ticket:
+    def ticket(self, key: str, *, shared: bool = False, once: bool = False, alone: bool = False) -> Ticket:
         """Make a ticket, as if it were made in this person's thread."""
-        ticket = Ticket(key, self, shared=shared, once=once)
+        ticket = Ticket(key, self, shared=shared, once=once, home=self.home, alone=alone)
         ticket.thread = self.thread
         return ticket
 
-    def ask(self, entries: Entries, key: str, *, shared: bool = False, once: bool = False) -> Ticket:
+    def ask(
+        self, entries: Entries, key: str, *, shared: bool = False, once: bool = False, alone: bool = False
+    ) -> Ticket:
         """Ask for a key; a single try that fails at once is GONE."""
-        ticket = self.ticket(key, shared=shared, once=once)
+        ticket = self.ticket(key, shared=shared, once=once, alone=alone)
         entered = entries.ask(key, ticket, self)
         assert entered == (ticket.state is not State.GONE)
         return ticket
 
-    def hold(self, entries: Entries, key: str, *, shared: bool = False) -> Ticket:
+    def hold(
+        self, entries: Entries, key: str, *, shared: bool = False, alone: bool = False, on: Session | None = None
+    ) -> Ticket:
         """Ask for a key that is free here, and get it from the server."""
-        ticket = self.ask(entries, key, shared=shared)
-        assert entries.granted(ticket, session())
+        ticket = self.ask(entries, key, shared=shared, alone=alone)
+        assert entries.granted(ticket, on or session())
         return ticket
 
 
+class BareSession:
+    """A server session that has an identity, and lives until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.lives = True
+
+    def alive(self) -> bool:
+        return self.lives
+
+
 def session() -> Session:
-    """Make a server session that only has an identity."""
-    return cast("Session", object())
+    """Make a session of which the bookkeeping only needs to know whether it lives."""
+    return cast("Session", BareSession())
+
+
+def hang_up(session: Session | None) -> None:
+    """End a session at the server; nobody has been told yet."""
+    cast("BareSession", session).lives = False
 
 
 def woken(ticket: Ticket) -> int:
     """Tell how often a queued asker was woken."""
     assert isinstance(ticket.latch, RecordingLatch)
     return ticket.latch.woken
+
+
+class Clock:
+    """Takes the place of the module `time`: it goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now

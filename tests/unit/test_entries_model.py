@@ -6,27 +6,41 @@ model says. Persons neither block nor share a thread here; for these see `test_e
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dlock_core import DeadlockError
+from dlock_core.dialects.base import Session
 from dlock_core.entries import Entries
 from dlock_core.tickets import State, Ticket
 
-from .people import Person, session, woken
-
-if TYPE_CHECKING:
-    from dlock_core.dialects.base import Session
+from .people import Clock, Person, hang_up, session, woken
 
 KEYS = "xyz"
-PEOPLE = tuple(Person(name) for name in ("ann", "ben", "cid", "dan", "eva"))
+PEOPLE = (
+    *(Person(name) for name in ("ann", "ben", "cid", "dan")),
+    *(Person(name, home="elsewhere") for name in ("eva", "fay")),
+)
 PENDING = (State.QUEUED, State.ASKING)
 ANY = st.integers(0, 10**6)
+TURN_SECONDS = 20
+
+
+@dataclass(eq=False)
+class Turn:
+    """How often and how long one lock at the server may go from hand to hand."""
+
+    session: Session
+    home: str
+    shared: bool
+    left: int
+    ends: float
+    dead: bool = False
 
 
 @dataclass(eq=False)
@@ -38,15 +52,19 @@ class Asked:
     key: str
     shared: bool
     once: bool
+    alone: bool
     state: State = State.GONE
     waits_at_server: bool = False
+    turn: Turn | None = None
+    came_in: int = 0
     owner: Person | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.owner = self.person
 
     def __repr__(self) -> str:
-        return f"{self.person}:{self.key}{' shared' * self.shared}{' once' * self.once} {self.state.name}"
+        kind = f"{' shared' * self.shared}{' once' * self.once}{' alone' * self.alone}"
+        return f"{self.person}:{self.key}{kind} {self.state.name}"
 
     def excludes(self, other: Asked) -> bool:
         return not (self.shared and other.shared)
@@ -55,12 +73,69 @@ class Asked:
 class Model:
     """What must come of it: one list of all acquisitions, in the order of asking."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn_grants: int) -> None:
         self.all: list[Asked] = []
         self.closed = False
+        self.turn_grants = turn_grants
+        self.clock = Clock()
+        self.entered = 0
 
     def at(self, *states: State, key: str | None = None) -> list[Asked]:
         return [one for one in self.all if one.state in states and key in (None, one.key)]
+
+    def may_take_over(self, one: Asked, turn: Turn) -> bool:
+        """Tell whether one may hold what another has or had, without asking the server."""
+        within = turn.left > 0 and self.clock.now < turn.ends and not turn.dead
+        return within and not one.alone and (one.person.home, one.shared) == (turn.home, turn.shared)
+
+    def enter(self, one: Asked, turn: Turn) -> None:
+        one.state, one.turn, one.waits_at_server = State.HELD, turn, False
+        self.entered += 1
+        one.came_in = self.entered
+
+    def take_over(self, one: Asked, turn: Turn) -> None:
+        """Hold what another has or had; one who cannot hear it spends a grant in vain."""
+        turn.left -= 1
+        if one.person.gone:
+            one.state = State.GONE
+        else:
+            self.enter(one, turn)
+
+    def turn_to_join(self, one: Asked) -> Turn | None:
+        """Return the turn of whoever came in last, if a reader who comes now may join him."""
+        holders = self.at(State.HELD, key=one.key)
+        if not one.shared or not holders or self.at(State.QUEUED, key=one.key):
+            return None
+        turn = max(holders, key=lambda holder: holder.came_in).turn
+        assert turn is not None
+        return turn if self.may_take_over(one, turn) else None
+
+    def let_queue_join(self, key: str, turn: Turn) -> None:
+        for one in self.at(State.QUEUED, key=key):
+            if not turn.shared or not self.may_take_over(one, turn):
+                return
+            self.take_over(one, turn)
+
+    def grant(self, one: Asked, turn: Turn) -> None:
+        self.enter(one, turn)
+        self.let_queue_join(one.key, turn)
+        self.answer_single_tries(one.key, server_said_no=False)
+        self.settle(one.key)
+
+    def release(self, one: Asked) -> None:
+        turn, one.state = one.turn, State.GONE
+        assert turn is not None
+        if any(holder.turn is turn for holder in self.at(State.HELD, key=one.key)):
+            return
+        for first in self.at(State.QUEUED, key=one.key):
+            if not self.may_take_over(first, turn):
+                break
+            self.take_over(first, turn)
+            if first.state is State.HELD:
+                self.let_queue_join(one.key, turn)
+                self.answer_single_tries(one.key, server_said_no=False)
+                return
+        one.state = State.ENDING
 
     def keep_apart(self, one: Asked) -> bool:
         """Tell whether one must not be at the server now, whoever queues."""
@@ -113,15 +188,23 @@ class Model:
 
 
 class EntriesMachine(RuleBasedStateMachine):
-    """Persons ask, the server answers, things break."""
+    """Persons ask, the server answers, time passes, things break."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries = Entries()
-        self.model = Model()
+    @initialize(turn_grants=st.sampled_from((3, 0, 1, 2)))
+    def begin(self, turn_grants: int) -> None:
+        self.entries = Entries(turn_grants=turn_grants, turn_seconds=TURN_SECONDS)
+        self.model = Model(turn_grants)
         self.sessions: list[Session] = [session() for _ in range(3)]
+        self.answered: dict[int, float] = {}
+        self.noted: set[Ticket] = set()
+        self.patch = pytest.MonkeyPatch()
+        for module in ("entries", "tickets"):
+            self.patch.setattr(f"dlock_core.{module}.time", self.model.clock)
         for person in PEOPLE:
             person.gone = False
+
+    def teardown(self) -> None:
+        self.patch.undo()
 
     # Selection.
 
@@ -138,25 +221,36 @@ class EntriesMachine(RuleBasedStateMachine):
     # What persons do.
 
     @precondition(lambda self: bool(self.idle()))
-    @rule(who=ANY, key=st.sampled_from("xxxyyz"), shared=st.booleans(), once=st.booleans())
-    def ask(self, who: int, key: str, shared: bool, once: bool) -> None:
+    @rule(
+        who=ANY,
+        key=st.sampled_from("xxxyyz"),
+        shared=st.booleans(),
+        once=st.sampled_from((False, False, True)),
+        alone=st.sampled_from((False, False, False, True)),
+    )
+    def ask(self, who: int, key: str, shared: bool, once: bool, alone: bool) -> None:
         idle = self.idle()
         person = idle[who % len(idle)]
-        one = Asked(person.ticket(key, shared=shared, once=once), person, key, shared, once)
+        ticket = person.ticket(key, shared=shared, once=once, alone=alone)
+        one = Asked(ticket, person, key, shared, once, alone)
         note(repr(one))
         if self.model.closed:
-            assert not self.entries.ask(key, one.ticket, person)
+            assert not self.entries.ask(key, ticket, person)
             return
         own = any(holder.owner is person for holder in self.model.at(State.HELD, key=key))
+        joined = None if own else self.model.turn_to_join(one)
         in_front = self.model.at(State.QUEUED, key=key)
         sent = not own and not in_front and not self.model.keep_apart(one)
-        if not once and (own or (not sent and self.model.circle(one))):
+        if joined is not None:
+            assert self.entries.ask(key, ticket, person)
+            self.model.take_over(one, joined)
+        elif not once and (own or (not sent and self.model.circle(one))):
             with pytest.raises(DeadlockError):
-                self.entries.ask(key, one.ticket, person)
+                self.entries.ask(key, ticket, person)
         elif once and (own or (not sent and self.model.single_try_is_hopeless(one))):
-            assert not self.entries.ask(key, one.ticket, person)
+            assert not self.entries.ask(key, ticket, person)
         else:
-            assert self.entries.ask(key, one.ticket, person)
+            assert self.entries.ask(key, ticket, person)
             one.state = State.ASKING if sent else State.QUEUED
         self.model.all.append(one)
 
@@ -164,8 +258,8 @@ class EntriesMachine(RuleBasedStateMachine):
     @rule(number=ANY)
     def release(self, number: int) -> None:
         one = self.pick(number, State.HELD)
-        assert self.entries.release(one.ticket)
-        one.state = State.ENDING
+        self.model.release(one)
+        assert self.entries.release(one.ticket) is one.state
 
     @precondition(lambda self: bool(self.model.at(State.HELD)))
     @rule(number=ANY)
@@ -179,7 +273,8 @@ class EntriesMachine(RuleBasedStateMachine):
     def leave(self, number: int) -> None:
         """A timeout, a cancel, or the server's final no."""
         one = self.pick(number, *PENDING)
-        assert self.entries.leave(one.ticket) is one.state
+        before = one.state
+        assert self.entries.leave(one.ticket) is before
         one.state = State.GONE
         self.model.settle(one.key)
 
@@ -188,12 +283,13 @@ class EntriesMachine(RuleBasedStateMachine):
     def come_too_late(self, number: int) -> None:
         """Leaving, grants and answers that find the ticket elsewhere change nothing."""
         one = self.pick(number, State.HELD, State.ENDING, State.LOST, State.GONE)
-        assert self.entries.leave(one.ticket) is one.state
+        before = one.state
+        assert self.entries.leave(one.ticket) is before
         assert not self.entries.granted(one.ticket, self.sessions[0])
         assert not self.entries.waiting(one.ticket)
-        if one.state is not State.HELD:
-            assert not self.entries.release(one.ticket)
-        if one.state is not State.ENDING:
+        if before in (State.LOST, State.GONE):
+            assert self.entries.release(one.ticket) is before
+        if before is not State.ENDING:
             self.entries.ended(one.ticket)
 
     # What the server answers.
@@ -201,15 +297,16 @@ class EntriesMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.model.at(State.ASKING)))
     @rule(number=ANY, where=st.integers(0, 2))
     def grant(self, number: int, where: int) -> None:
-        one = self.pick(number, State.ASKING)
+        one, lender = self.pick(number, State.ASKING), self.sessions[where]
         if self.model.closed:
-            assert not self.entries.granted(one.ticket, self.sessions[where])
+            assert not self.entries.granted(one.ticket, lender)
             return
-        assert self.entries.granted(one.ticket, self.sessions[where])
-        one.state = State.HELD
-        one.waits_at_server = False
-        self.model.answer_single_tries(one.key, server_said_no=False)
-        self.model.settle(one.key)
+        assert self.entries.granted(one.ticket, lender)
+        ends = self.model.clock.now + TURN_SECONDS
+        turn = Turn(lender, one.person.home, one.shared, self.model.turn_grants, ends, dead=not lender.alive())
+        self.model.grant(one, turn)
+        self.answered[id(one.ticket.hold)] = self.model.clock.now
+        self.noted.add(one.ticket)
 
     @precondition(lambda self: any(not one.once for one in self.model.at(State.ASKING)))
     @rule(number=ANY)
@@ -229,7 +326,19 @@ class EntriesMachine(RuleBasedStateMachine):
         one.state = State.GONE
         self.model.settle(one.key)
 
-    # What breaks.
+    # What passes and what breaks.
+
+    @rule(seconds=st.sampled_from((1, 9, 19, TURN_SECONDS)))
+    def time_passes(self, seconds: int) -> None:
+        self.model.clock.now += seconds
+
+    @rule(where=st.integers(0, 2))
+    def hang_up(self, where: int) -> None:
+        """The server ends a session, and nobody has noticed yet."""
+        hang_up(self.sessions[where])
+        for one in self.model.all:
+            if one.turn is not None and one.turn.session is self.sessions[where]:
+                one.turn.dead = True
 
     @rule(where=st.integers(0, 2))
     def lose(self, where: int) -> None:
@@ -274,6 +383,8 @@ class EntriesMachine(RuleBasedStateMachine):
         self.exactly_those_who_queue_are_awaited()
         self.no_waits_form_a_circle()
         self.the_list_of_held_locks_is_right()
+        self.a_turn_is_kept_within_its_bounds()
+        self.nothing_is_granted_from_memory_too_late_or_on_a_dead_session()
 
     def everybody_stands_where_the_model_says(self) -> None:
         for one in self.model.all:
@@ -332,6 +443,27 @@ class EntriesMachine(RuleBasedStateMachine):
 
     def the_list_of_held_locks_is_right(self) -> None:
         assert set(self.entries.held()) == {one.ticket for one in self.seen(State.HELD)}
+
+    def a_turn_is_kept_within_its_bounds(self) -> None:
+        """So many hands in one home, never those of who must ask the server himself; all on one session."""
+        hands = Counter(id(one.ticket.hold) for one in self.model.all if one.ticket.hold is not None)
+        assert all(count <= self.model.turn_grants + 1 for count in hands.values())
+        for one in self.model.all:
+            hold, turn = one.ticket.hold, one.turn
+            if hold is None or turn is None:
+                continue
+            assert (hold.home, hold.shared) == (one.person.home, one.shared)
+            assert hold.session is one.ticket.session is turn.session
+            assert not one.alone or one.came_in == min(o.came_in for o in self.model.all if o.turn is turn)
+
+    def nothing_is_granted_from_memory_too_late_or_on_a_dead_session(self) -> None:
+        """Whoever holds now and did not a step ago, and whom the server did not answer."""
+        for ticket in self.entries.held():
+            if ticket not in self.noted:
+                assert ticket.hold is not None
+                assert self.model.clock.now - self.answered[id(ticket.hold)] < TURN_SECONDS
+                assert ticket.hold.session.alive()
+                self.noted.add(ticket)
 
     def seen(self, *states: State, key: str | None = None) -> list[Asked]:
         """Return what stands there in fact, in the order of asking."""
