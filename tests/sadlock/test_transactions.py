@@ -128,9 +128,8 @@ def test_a_savepoint_inside_the_lock_is_the_users(scene: Scene) -> None:
 def test_an_sql_error_that_the_user_catches(scene: Scene) -> None:
     """The block ends well, and the lock is released, although PostgreSQL's transaction has failed."""
     client = scene.client()
-    with client.lock("k"):
-        with pytest.raises(SqlError):
-            client.execute(MISTAKE)
+    with client.lock("k"), pytest.raises(SqlError):
+        client.execute(MISTAKE)
     assert scene.holders == 0
     client.rollback()
     scene.insert(client, 1)
@@ -287,14 +286,19 @@ class TestPostgreSQL:
         """The holder releases at the moment when the wait ends: granted or refused, never both."""
         holder, client = scene.client(), scene.client()
         for number in range(60):
-            held, wanted = holder.lock("k"), client.lock("k")
-            assert held.acquire()
             if number % 2:
                 scene.insert(client, number)
-            waiting = client.begin_call(wanted.acquire, True, 0.006)
-            until(lambda: scene.witness.waiters() == 1 or waiting.done())
-            threading.Event().wait(0.0001 * (number % 60))  # aims at the moment
-            held.release()
-            assert scene.holders == int(waiting.result(10))
-            wanted.close()
+            self._race(scene, holder.lock("k"), client, number % 30)
+            assert scene.holders == 0
         client.rollback()
+
+    def _race(self, scene: Scene, held: Handle, client: Client, delay: int) -> None:
+        assert held.acquire()
+        wanted = client.lock("k")
+        waiting = client.begin_call(wanted.acquire, True, 0.006)
+        until(lambda: scene.witness.waiters() == 1 or waiting.done())
+        threading.Event().wait(0.0002 * delay)  # aims at the moment
+        held.release()
+        granted: bool = waiting.result(10)
+        assert scene.holders == int(granted)
+        wanted.close()

@@ -1,0 +1,132 @@
+"""A server of locks in this process, whose sessions tell on those who misuse them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dlock_core import LockConnectionError
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds; fail after ten seconds."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+class FakeSession:
+    """One session: it can be cut off, by the server or by `end` and `interrupt`."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.fresh = True
+        self.waits = False
+        self.cut = False
+        self.ended = False
+        self.parked = False
+        self._in_use = threading.Lock()
+
+    @contextmanager
+    def _statement(self) -> Iterator[None]:
+        if not self._in_use.acquire(blocking=False):
+            self.server.mistakes.append("two borrowers use one session at a time")
+        try:
+            with self.server.changed:
+                self._check()
+                yield
+        finally:
+            self._in_use.release()
+
+    def _check(self) -> None:
+        if self.cut:
+            raise LockConnectionError("the session is gone")
+
+    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:
+        with self._statement():
+            self.fresh = False
+            if name in self.held:
+                self.server.mistakes.append(f"{name} is asked for on the session that holds it")
+            self.waits = timeout != 0
+            try:
+                free = self.server.changed.wait_for(lambda: self.cut or self.server.admits(name, shared), timeout)
+            finally:
+                self.waits = False
+            self._check()
+            if free:
+                self.server.holders.setdefault(name, {})[self] = shared
+            return free
+
+    def release(self, name: str, *, shared: bool) -> bool:
+        with self._statement():
+            held = self.server.holders.get(name, {}).pop(self, None) is shared
+            self.server.changed.notify_all()
+            return held
+
+    def next_token(self, name: str) -> int:
+        with self._statement():
+            self.server.tokens += 1
+            return self.server.tokens
+
+    def alive(self) -> bool:
+        return not self.cut
+
+    def hang_up(self) -> None:
+        """End the session at the server; our side has yet to notice."""
+        with self.server.changed:
+            self.cut = True
+            for holders in self.server.holders.values():
+                holders.pop(self, None)
+            self.server.changed.notify_all()
+
+    def end(self) -> None:
+        self.ended = True
+        self.hang_up()
+
+    def interrupt(self) -> None:
+        if self.waits:
+            self.hang_up()
+
+    def park(self) -> None:
+        self.parked = True
+
+    @property
+    def held(self) -> set[str]:
+        """The locks that the server has noted for this session."""
+        return {name for name, holders in self.server.holders.items() if self in holders}
+
+
+class FakeServer:
+    """Grants locks, and notes what was wrong."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self.holders: dict[str, dict[FakeSession, bool]] = {}
+        self.sessions: list[FakeSession] = []
+        self.mistakes: list[str] = []
+        self.tokens = 0
+
+    def open(self) -> FakeSession:
+        """Open a session."""
+        session = FakeSession(self)
+        self.sessions.append(session)
+        return session
+
+    def admits(self, name: str, shared: bool) -> bool:
+        """Tell whether a lock is free for one who comes now."""
+        return all(shared and held_shared for held_shared in self.holders.get(name, {}).values())
+
+    @property
+    def living(self) -> list[FakeSession]:
+        """The sessions that have not been ended, in the order of opening."""
+        return [session for session in self.sessions if not session.cut]
+
+    def take(self, *names: str) -> FakeSession:
+        """Hold some locks in another process."""
+        stranger = FakeSession(self)
+        for name in names:
+            assert stranger.acquire(name, shared=False, timeout=0, label=None)
+        return stranger
