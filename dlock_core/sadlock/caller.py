@@ -33,6 +33,7 @@ from .postgresql import PostgreSQLOnCaller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
     from sqlalchemy import Connection, TextClause
     from sqlalchemy.orm import Session
@@ -120,6 +121,21 @@ class CallerSession(SqlSession):
         super().__init__(connection.engine, driver_connection, find_dialect(connection.dialect.name), "")  # type: ignore[arg-type]
         self.unbegun = not connection.in_transaction()
 
+    @classmethod
+    def under(cls, connection: Connection, key: object) -> Self:
+        """Look at what is under a connection.
+
+        Raises:
+            LockConnectionError: A connection that the driver has closed without SQLAlchemy's knowledge.
+        """
+        try:
+            return cls(connection)
+        except (OSError, connection.dialect.loaded_dbapi.Error) as error:
+            connection.invalidate(error)
+            raise LockConnectionError(
+                f"key {shown(key)}: the connection is broken: {error}; roll back to get another", key=key
+            ) from error
+
     def is_under(self, connection: Connection) -> bool:
         """Tell whether the caller's connection is still on this very driver connection."""
         if connection.closed or connection.invalidated:
@@ -184,7 +200,7 @@ class HeldByConnection:
         self.lost = "its connection was closed while it was held, and the lock released with it"
         if may_talk:
             self.locks.release(self.session, self.name, shared=self.shared, recover=self.session.rollback)
-        else:  # the garbage collector found it: its pool drops it, and may be unable to close it
+        else:  # detached, or found by the garbage collector: SQLAlchemy may be unable to close it
             self.session.end()
 
 
@@ -240,7 +256,7 @@ def acquire_on(connection: Connection, orm_session: Session | None, ask: Ask) ->
         refuse_second(ask)
         return None
     watch_pools()
-    session, locks = CallerSession(connection), locks_on_caller(connection.dialect.name)
+    session, locks = CallerSession.under(connection, ask.request.key), locks_on_caller(connection.dialect.name)
     held = HeldByConnection(session, locks, ask.request, connection.connection)
     with asking(connection, session, ask.request.key):
         if not holds.guarded:

@@ -1,7 +1,9 @@
 """What the caller's driver connections hold, and the promise that none takes it back into a pool.
 
 The record is kept in `Connection.info`, the dictionary that SQLAlchemy keeps with each driver
-connection: it is found again from any `Connection` on it, and dies with it.
+connection: it is found again from any `Connection` on it, and dies with it. A detached connection
+has no place in a pool any more, and SQLAlchemy forgets it when it is closed; some async drivers'
+stay open then, so we end them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import functools
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
@@ -73,7 +76,14 @@ class Holds:
 def holds_of(connection: Connection) -> Holds:
     """Return what the driver connection under this connection holds."""
     holds: Holds = connection.info.setdefault(KEY, Holds())
+    if connection.connection.is_detached:
+        _detached[id(connection.connection.dbapi_connection)] = holds
     return holds
+
+
+# By the identity of the driver connection. Weak, since a detached connection that nobody closes ends
+# when nobody knows it any more.
+_detached: WeakValueDictionary[int, Holds] = WeakValueDictionary()
 
 
 def _still_out(proxied: PoolProxiedConnection | None) -> bool:
@@ -88,16 +98,22 @@ def _still_out(proxied: PoolProxiedConnection | None) -> bool:
 def watch_pools() -> None:
     """Look at every connection that goes back to a pool of this process, from now on.
 
-    One listener for good, since SQLAlchemy's listeners must not come and go while other threads
-    use the pool. It costs one look into a dictionary.
+    Listeners for good, since SQLAlchemy's must not come and go while other threads use the pool.
+    They cost one look into a dictionary.
     """
     event.listen(Pool, "reset", _before_return)
+    event.listen(Pool, "detach", _at_detach)
 
 
-def _before_return(_driver_connection: Any, record: Any, state: Any) -> None:
+def _before_return(driver_connection: Any, record: Any, state: Any) -> None:
     """Free the locks of a connection before its pool has it back; SQLAlchemy closes it if we fail."""
-    if record is None:
-        return  # detached: it is closed now, and the server frees its locks
-    holds: Holds | None = record.info.get(KEY)
+    holds = _detached.pop(id(driver_connection), None) if record is None else record.info.get(KEY)
     if holds is not None:
-        holds.returned(may_talk=state.asyncio_safe)
+        holds.returned(may_talk=state.asyncio_safe and record is not None)
+
+
+def _at_detach(driver_connection: Any, record: Any) -> None:
+    """Take along what the connection holds; its place in the pool is for another one."""
+    holds = record.info.pop(KEY, None)
+    if holds is not None:
+        _detached[id(driver_connection)] = holds

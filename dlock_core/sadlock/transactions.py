@@ -104,7 +104,7 @@ def _take(connection: Connection, ask: Ask) -> TransactionHold | None:
         refuse_second(ask)
         return None
     watch_pools()
-    session = CallerSession(connection)
+    session = CallerSession.under(connection, ask.request.key)
     hold = TransactionHold(connection, session, ask.request.name)
     with asking(connection, session, ask.request.key):
         if session.autocommit:

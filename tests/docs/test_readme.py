@@ -11,20 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+EXAMPLES = {
+    f"{page.name}-{number}": example
+    for page in PAGES
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_each_example_runs_as_it_stands(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
+def test_each_example_runs_as_it_stands(example: str, tmp_path: Path) -> None:
     """In an empty folder, with warnings as errors."""
-    command = [sys.executable, "-W", "error", "-c", EXAMPLES[number]]
+    command = [sys.executable, "-W", "error", "-c", example]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_there_are_examples() -> None:
     """The pattern still finds them."""
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 4
 
 
 def test_each_make_command_exists() -> None:

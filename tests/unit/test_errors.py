@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dlock_core import LockError, LockTimeoutError, errors
+from dlock_core import LockError, LockTimeoutError, StaleTokenError, errors
 
 
 class Drawn(NamedTuple):
@@ -24,6 +24,11 @@ class Drawn(NamedTuple):
 
 LINE = re.compile(r"^(?P<branch>[│├└─ ]*)(?P<name>[A-Z]\w+Error)\b *(?:\((?P<cousin>\w+)\))?")
 CLASSES: list[type[LockError]] = [getattr(errors, name) for name in errors.__all__]
+# What an error tells besides its key.
+OWN_ATTRIBUTES: dict[type[LockError], dict[str, Any]] = {
+    LockTimeoutError: {"timeout": 2.5, "waited": 2.625},
+    StaleTokenError: {"token": 6, "seen": 7},
+}
 
 
 def drawing() -> list[Drawn]:
@@ -53,8 +58,7 @@ def drawn_ancestors(name: str) -> set[type]:
 
 def error_of(kind: type[LockError]) -> LockError:
     """Make an error with every attribute set, and one that a user added."""
-    attributes: dict[str, Any] = {"timeout": 2.5, "waited": 2.625} if kind is LockTimeoutError else {}
-    error = kind("key ('orders', 42): no", key=("orders", 42), **attributes)
+    error = kind("key ('orders', 42): no", key=("orders", 42), **OWN_ATTRIBUTES.get(kind, {}))
     error.add_note("while importing orders")
     error.colour = "red"  # type: ignore[attr-defined]
     return error
@@ -70,6 +74,15 @@ def test_an_error_has_the_bases_that_are_drawn(kind: type[LockError]) -> None:
     """So `except TimeoutError` and its like catch what the drawing says, and nothing else."""
     assert tuple(base.__name__ for base in kind.__bases__) == drawn_bases()[kind.__name__]
     assert set(kind.__mro__) == drawn_ancestors(kind.__name__)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_tells_its_key_and_what_else_it_knows(kind: type[LockError]) -> None:
+    """All by name and none required: whoever catches it need not read the message."""
+    known = {"key": ("orders", 42), "colour": "red", **OWN_ATTRIBUTES.get(kind, {})}
+    assert {name: value for name, value in vars(error_of(kind)).items() if name != "__notes__"} == known
+    unknown = {name: value for name, value in vars(kind("no")).items() if value is not None}
+    assert unknown == {}
 
 
 def _pickled(protocol: int) -> Callable[[LockError], LockError]:

@@ -40,7 +40,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 # Parts that know no database: at run time they import nothing of ours but these.
-PURE = ("errors", "signals", "keys", "timeouts", "threads", "contexts", "turnstile", "tickets", "entries")
+PURE = (
+    "errors",
+    "signals",
+    "keys",
+    "timeouts",
+    "threads",
+    "requests",
+    "contexts",
+    "turnstile",
+    "stock",
+    "tickets",
+    "entries",
+)
 PURE_MAY_USE = ("errors", "keys", "timeouts", "tickets")
 WITHOUT_SQLALCHEMY = (
     "errors",
@@ -48,7 +60,9 @@ WITHOUT_SQLALCHEMY = (
     "keys",
     "timeouts",
     "threads",
+    "requests",
     "turnstile",
+    "stock",
     "tickets",
     "entries",
     "decorator",

@@ -12,7 +12,15 @@ import pytest
 import dlock_core
 
 SNAPSHOT = Path(__file__).with_name("public_names.txt")
-CLASSES = (dlock_core.LockProvider, dlock_core.AsyncLockProvider, dlock_core.Lock, dlock_core.AsyncLock)
+CLASSES = (
+    dlock_core.LockProvider,
+    dlock_core.AsyncLockProvider,
+    dlock_core.Lock,
+    dlock_core.AsyncLock,
+    dlock_core.SadLock,
+    dlock_core.AsyncSadLock,
+)
+FUNCTIONS = (dlock_core.create_sadlock, dlock_core.create_async_sadlock, dlock_core.fence, dlock_core.fence_table)
 
 
 def public_members(cls: type) -> dict[str, Any]:
@@ -38,7 +46,15 @@ def described_class(cls: type) -> list[str]:
 
 def current() -> list[str]:
     """Write all public names as they are now."""
-    return [*dlock_core.__all__, *(line for cls in CLASSES for line in described_class(cls))]
+    functions = [f"{function.__name__}{inspect.signature(function)}" for function in FUNCTIONS]
+    return [*dlock_core.__all__, *functions, *(line for cls in CLASSES for line in described_class(cls))]
+
+
+def test_every_public_name_is_described() -> None:
+    """The snapshot would not show a change of what it leaves out; the errors have tests of their own."""
+    described = {thing.__name__ for thing in (*CLASSES, *FUNCTIONS)}
+    errors = {name for name in dlock_core.__all__ if name.endswith("Error")}
+    assert described | errors == set(dlock_core.__all__)
 
 
 def test_the_public_names_and_signatures_are_as_agreed() -> None:
@@ -59,7 +75,8 @@ def test_the_public_names_are_sorted_and_exist_once() -> None:
 @pytest.mark.parametrize("name", dlock_core.__all__)
 def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
     """Not one that it inherits, nor one that Python made up; its first line is a sentence."""
-    docstring = vars(getattr(dlock_core, name)).get("__doc__") or ""
+    public = getattr(dlock_core, name)
+    docstring = (vars(public).get("__doc__") if isinstance(public, type) else public.__doc__) or ""
     first = docstring.strip().partition("\n")[0]
     assert len(first) > 15
     assert first.endswith((".", ":"))
@@ -74,7 +91,7 @@ def test_a_public_method_has_a_docstring(cls: type, name: str) -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_no_public_signature_swallows_unknown_options(cls: type) -> None:
+def test_no_public_method_swallows_unknown_options(cls: type) -> None:
     """A misspelt option must be a TypeError, so there is no **kwargs; after the key all is keyword-only."""
     for name, member in {"__init__": cls.__init__, **public_members(cls)}.items():  # type: ignore[misc]
         if isinstance(member, property):
@@ -83,3 +100,10 @@ def test_no_public_signature_swallows_unknown_options(cls: type) -> None:
         assert not [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)], name
         if name in {"lock", "alock", "locked"}:
             assert [p.kind for p in parameters][2:] == [inspect.Parameter.KEYWORD_ONLY] * (len(parameters) - 2)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_public_function_swallows_unknown_options(function: Any) -> None:
+    """For the same reason."""
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}

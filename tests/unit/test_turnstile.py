@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -21,22 +22,48 @@ from .fake_server import until
 class Scripted(Blocking):
     """One who waits as a test says: `meanwhile` runs in place of his wait."""
 
-    def __init__(self, meanwhile: object = None, *, hears: bool = True) -> None:
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.meanwhile = meanwhile
-        self.hears = hears
-        self.woken = 0
 
     def latch(self) -> Latch:
-        return self
+        return ScriptedLatch(self.meanwhile)
+
+
+class ScriptedLatch:
+    """A latch that counts how often it was set, heard or not."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None, *, hears: bool = True) -> None:
+        self._meanwhile = meanwhile
+        self._hears = hears
+        self.woken = 0
 
     def set(self) -> bool:
         self.woken += 1
-        return self.hears
+        return self._hears
 
-    def wait(self, deadline: Deadline) -> bool:  # type: ignore[override]
+    def wait(self, deadline: Deadline) -> bool:
         assert deadline.at is None
-        if callable(self.meanwhile):
-            self.meanwhile()
+        self._meanwhile()
+        return True
+
+
+class Impatient(Blocking):
+    """One whose wait an exception ends soon."""
+
+    def latch(self) -> Latch:
+        return ImpatientLatch(super().latch())
+
+
+class ImpatientLatch:
+    """The latch of such a one."""
+
+    def __init__(self, latch: Latch) -> None:
+        self.set = latch.set
+        self._wait = latch.wait
+
+    def wait(self, deadline: Deadline) -> bool:
+        if not self._wait(Deadline(0.0002)):
+            raise TimeoutError
         return True
 
 
@@ -85,16 +112,20 @@ def test_the_line_is_served_in_the_order_of_arrival(gate: Turnstile) -> None:
 
 def test_nobody_who_comes_now_overtakes_the_line(gate: Turnstile) -> None:
     """Whoever leaves hands his place to the first in line, who need not be awake yet."""
-    waiter = Scripted(meanwhile=lambda: (gate.leave(), tried.append(gate.enter_if_free())))
-    tried: list[bool] = []
-    gate.enter(waiter)
-    assert (waiter.woken, tried) == (1, [False])
+    tried = []
+
+    def look_as_another_is_let_in() -> None:
+        gate.leave()
+        tried.append(gate.enter_if_free())
+
+    gate.enter(Scripted(look_as_another_is_let_in))
+    assert tried == [False]
 
 
 def test_one_who_is_interrupted_in_line_leaves_it(gate: Turnstile) -> None:
     """His place goes to nobody; the one inside stays."""
     with pytest.raises(KeyboardInterrupt):
-        gate.enter(Scripted(meanwhile=stop))
+        gate.enter(Scripted(stop))
     assert not gate._line
     assert not gate.enter_if_free()
     gate.leave()
@@ -103,7 +134,7 @@ def test_one_who_is_interrupted_in_line_leaves_it(gate: Turnstile) -> None:
 
 def test_one_who_is_interrupted_as_his_turn_comes_passes_it_on(gate: Turnstile) -> None:
     """He was let in and will never know: the next must not wait for him."""
-    second = Scripted()
+    second = ScriptedLatch()
 
     def interrupted_too_late() -> None:
         gate._line.append(second)
@@ -111,7 +142,7 @@ def test_one_who_is_interrupted_as_his_turn_comes_passes_it_on(gate: Turnstile) 
         stop()
 
     with pytest.raises(KeyboardInterrupt):
-        gate.enter(Scripted(meanwhile=interrupted_too_late))
+        gate.enter(Scripted(interrupted_too_late))
     assert second.woken == 1
     assert not gate.enter_if_free()
     gate.leave()
@@ -120,7 +151,7 @@ def test_one_who_is_interrupted_as_his_turn_comes_passes_it_on(gate: Turnstile) 
 
 def test_one_who_cannot_hear_is_passed_over(gate: Turnstile) -> None:
     """His loop is closed."""
-    deaf, next_one = Scripted(hears=False), Scripted()
+    deaf, next_one = ScriptedLatch(hears=False), ScriptedLatch()
     gate._line.extend((deaf, next_one))
     gate.leave()
     assert (deaf.woken, next_one.woken) == (1, 1)
@@ -129,7 +160,7 @@ def test_one_who_cannot_hear_is_passed_over(gate: Turnstile) -> None:
 
 def test_when_nobody_in_line_can_hear_the_way_is_free(gate: Turnstile) -> None:
     """The next who comes enters."""
-    gate._line.append(Scripted(hears=False))
+    gate._line.append(ScriptedLatch(hears=False))
     gate.leave()
     assert gate.enter_if_free()
 
@@ -145,8 +176,9 @@ def test_tasks_enter_in_order_and_a_cancelled_one_is_passed_over(gate: Turnstile
 
     async def main() -> None:
         tasks = [asyncio.create_task(visit(name)) for name in "abcd"]
-        while len(gate._line) < 4:
+        for _ in range(9):
             await asyncio.sleep(0)
+        assert len(gate._line) == 4
         tasks[1].cancel()
         gate.leave()
         tasks[0].cancel()  # he has been let in, and has not run since
@@ -164,25 +196,11 @@ def test_many_threads_are_never_inside_at_once() -> None:
     overlaps = []
     visits = []
 
-    class Restless(Blocking):
-        def latch(self) -> Latch:
-            return _Restless(super().latch())
-
-    class _Restless:
-        def __init__(self, latch: Latch) -> None:
-            self.set = latch.set
-            self._wait = latch.wait
-
-        def wait(self, deadline: Deadline) -> bool:
-            if not self._wait(Deadline(0.0002)):
-                raise TimeoutError
-            return True
-
     def visit(number: int) -> None:
         for _ in range(200):
             if number % 3:
                 with suppress(TimeoutError):
-                    gate.enter(Restless() if number % 3 == 1 else BLOCKING)
+                    gate.enter(Impatient() if number % 3 == 1 else BLOCKING)
                     body(number)
             elif gate.enter_if_free():
                 body(number)

@@ -1,0 +1,206 @@
+"""Tasks that are cancelled: the cancel goes on unmasked, and nothing is held or queued."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.contract.house import until
+
+from .clients import Client
+from .scene import Scene
+
+pytestmark = pytest.mark.rows(lambda row: row.api == "async")
+
+SLEEP = {"postgresql": "SELECT pg_sleep(60)", "mysql": "SELECT SLEEP(60)", "mariadb": "SELECT SLEEP(60)"}
+
+
+def _run(scene: Scene, coroutine: Any) -> Any:
+    assert scene.run.loop is not None
+    return scene.run.loop.run(coroutine)
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_cancel_while_waiting(scene: Scene, inside: bool) -> None:
+    """In the user's transaction or outside; the client can be used again after a rollback."""
+    holder, client = scene.client(), scene.client()
+    if inside:
+        scene.insert(client, 1)
+
+    async def cancelled() -> BaseException:
+        task = asyncio.create_task(client.lock("k").lock.acquire())
+        await _until(lambda: scene.witness.waiters() or not scene.row.is_server)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        return caught.value
+
+    with holder.lock("k"):
+        error = _run(scene, cancelled())
+        until(lambda: scene.witness.waiters() == 0)
+        assert scene.holders == 1
+    assert error.__traceback__ is not None  # a living traceback keeps no session alive
+    assert scene.holders == 0
+    client.rollback()
+    with client.lock("k"):
+        assert scene.holders == 1
+
+
+@pytest.mark.kinds("connection")
+@pytest.mark.rows(lambda row: row.is_server)
+def test_a_cancel_while_waiting_on_a_detached_connection(scene: Scene) -> None:
+    """SQLAlchemy only forgets such a connection; we end it."""
+    holder, client = scene.client(), scene.client()
+    client.run(client.connection.detach)
+    kept: list[BaseException] = []
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(client.lock("k").lock.acquire())
+        await _until(lambda: scene.witness.waiters() == 1)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError as error:
+            kept.append(error)
+
+    held = holder.lock("k")
+    assert held.acquire()
+    _run(scene, cancelled())
+    until(lambda: scene.witness.waiters() == 0)
+    held.release()
+    assert scene.holders == 0
+    assert kept
+
+
+async def _race(scene: Scene, holder: Client, client: Client, delay: float) -> None:
+    """Release the key at about the moment when its waiter is cancelled."""
+    held, wanted = holder.lock("k").lock, client.lock("k").lock
+    await held.acquire()
+    task = asyncio.create_task(wanted.acquire())
+    await asyncio.sleep(0.003)
+    freeing = asyncio.create_task(held.release())
+    await asyncio.sleep(delay)
+    task.cancel()
+    try:
+        granted = await task
+    except asyncio.CancelledError:
+        granted = False
+    await freeing
+    assert wanted.locked == granted
+    if granted:
+        await wanted.release()
+    await client.target.rollback()
+
+
+def test_a_cancel_that_races_with_the_grant(scene: Scene) -> None:
+    """Granted or cancelled, never both; the key is free for the next one."""
+    holder, client, third = scene.client(), scene.client(), scene.client()
+    chance = random.Random(3)
+
+    async def rounds() -> None:
+        for _ in range(25):
+            await _race(scene, holder, client, chance.uniform(0, 0.003))
+            probe = third.lock("k").lock
+            assert await probe.acquire(timeout=5)
+            await probe.release()
+
+    _run(scene, rounds())
+
+
+def test_a_cancel_that_races_with_the_release(scene: Scene) -> None:
+    """Whatever it hits, the key is free afterwards."""
+    client, third = scene.client(), scene.client()
+    chance = random.Random(4)
+
+    async def rounds() -> None:
+        for _ in range(25):
+            lock = client.lock("k").lock
+            await lock.acquire()
+            task = asyncio.create_task(lock.release())
+            await asyncio.sleep(chance.uniform(0, 0.001))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await client.target.rollback()
+            probe = third.lock("k").lock
+            assert await probe.acquire(timeout=5)
+            await probe.release()
+
+    _run(scene, rounds())
+
+
+def test_a_cancel_in_the_body(scene: Scene) -> None:
+    """`asyncio.timeout` works around a lock and a `with` inside."""
+    client = scene.client()
+
+    async def body() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.03), client.lock("k").lock:
+                await asyncio.sleep(60)
+
+    _run(scene, body())
+    assert scene.holders == 0
+    with client.lock("k"):
+        assert scene.holders == 1
+
+
+@pytest.mark.rows(lambda row: row.is_server)
+def test_a_cancel_in_a_statement_of_the_body(scene: Scene) -> None:
+    """SQLAlchemy throws the connection away; the task ends as cancelled, with no other error."""
+    client = scene.client()
+
+    async def body() -> asyncio.CancelledError:
+        async def work() -> None:
+            async with client.lock("k").lock:
+                await client.target.execute(sa.text(SLEEP[scene.row.server]))
+
+        task = asyncio.create_task(work())
+        await _until(lambda: scene.holders == 1)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert task.cancelled()
+        return caught.value
+
+    error = _run(scene, body())
+    assert error.__traceback__ is not None
+    until(lambda: scene.holders == 0)
+    client.rollback()
+    with client.lock("k"):
+        assert scene.holders == 1
+
+
+def test_a_task_group_with_a_failing_task(scene: Scene) -> None:
+    """Its other tasks, one in the body and the others waiting, end without an error of theirs."""
+    clients = [scene.client() for _ in range(4)]
+
+    async def hold(client: Client) -> None:
+        async with client.lock("k").lock:
+            await asyncio.sleep(60)
+
+    async def fail() -> None:
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    async def group() -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as tasks:
+                for client in clients:
+                    tasks.create_task(hold(client))
+                tasks.create_task(fail())
+        assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+
+    _run(scene, group())
+    until(lambda: scene.holders == 0)
+    until(lambda: scene.witness.waiters() == 0)
