@@ -123,7 +123,7 @@ class Entries:
         """Stop holding. When the ticket is ENDING, the caller must unlock; GONE is done, LOST was lost."""
         with self._mutex:
             if ticket.state is not State.HELD:
-                return ticket.state
+                return State.LOST if ticket.state is State.LOST else State.GONE
             entry, hold = ticket.entry, ticket.hold
             assert hold is not None
             entry.holders.remove(ticket)
@@ -192,7 +192,6 @@ class Entries:
         while entry.queue and hold.takes(entry.queue[0]):
             if self._give(entry, hold):
                 self._join_from_queue(entry, hold)
-                self._refuse_single_tries(entry, past_readers=hold.shared)
                 return True
         return False
 

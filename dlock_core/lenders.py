@@ -183,12 +183,17 @@ class SharedLender(_Base):
         return granted
 
     def _try_elsewhere(self, request: Request, ticket: Ticket) -> bool:
-        spare = self.stock.take(within_limit=True)
-        if spare is None:
-            return False
-        if self._ask(spare, request, ticket, 0, self._show(request.label)):
-            return True
-        self.stock.give(spare)
+        while (spare := self._take_spare(ticket)) is not None:
+            fresh = spare.fresh
+            try:
+                if self._ask(spare, request, ticket, 0, self._show(request.label)):
+                    return True
+            except Exception as error:
+                if fresh or not connection_lost(error):
+                    raise
+            else:
+                self._take_back(spare, reusable=True)
+                return False
         return False
 
     def _alive(self) -> bool:
@@ -205,10 +210,16 @@ class SharedLender(_Base):
         spare = ticket.lent = ticket.session = ticket.lent or self._take_spare(ticket)
         if spare is None:
             return self._poll(request, ticket, deadline, context)
-        timeout = deadline.remaining()
-        return context.wait(
-            lambda: self._ask(spare, request, ticket, timeout, self._show(request.label)), spare.interrupt
-        )
+        fresh, timeout = spare.fresh, deadline.remaining()
+        try:
+            return context.wait(
+                lambda: self._ask(spare, request, ticket, timeout, self._show(request.label)), spare.interrupt
+            )
+        except Exception as error:
+            if fresh or not connection_lost(error):
+                raise
+            ticket.lent = ticket.session = None  # it had gone stale while it was idle: the next one, please
+            return False
 
     def _take_spare(self, ticket: Ticket) -> Session | None:
         """Take a session to wait on, unless somebody else is first in line for one."""
@@ -344,11 +355,14 @@ class OwnerLender(_Base):
     def unlock(self, name: object, ticket: Ticket, context: Context) -> bool:
         own: _Owned = ticket.lent
         assert ticket.session is not None
-        own.gate.enter(context)
+        intact = False
         try:
-            own.locks -= 1
-            intact = self._free(ticket.session, name, ticket)
+            own.gate.enter(context)
+            try:
+                own.locks -= 1
+                intact = self._free(ticket.session, name, ticket)
+            finally:
+                own.gate.leave()
         finally:
-            own.gate.leave()
-        self.settle(ticket, reusable=intact)
+            self.settle(ticket, reusable=intact)
         return intact

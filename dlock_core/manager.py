@@ -144,7 +144,7 @@ class Manager:
             if (
                 self.entries.ask(request.name, ticket, context)
                 and self._queue(ticket, deadline)
-                and (ticket.state is State.HELD or context.call(self._ask, request, ticket, deadline, context.inner))
+                and (ticket.hold is not None or context.call(self._ask, request, ticket, deadline, context.inner))
             ):
                 return ticket
         except BaseException:
@@ -165,7 +165,7 @@ class Manager:
     def _ask(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         """Ask the server, as this process's only asker for this key."""
         lender: Lender = ticket.home
-        reusable = False
+        granted = reusable = False
         try:
             if ticket.polite and not self.locks.capabilities.server_waits:
                 context.pause(min(POLL_LAST, deadline.remaining() or POLL_LAST))  # our turn is over: let others in
@@ -180,7 +180,7 @@ class Manager:
                 raise
             raise named from error
         finally:
-            if ticket.state is not State.HELD:
+            if not granted and ticket.state is not State.HELD:  # who was granted may have left, and another hold it
                 lender.settle(ticket, reusable=reusable)
         return granted
 
@@ -217,6 +217,8 @@ class Manager:
             return  # a forked child's copy: the lock is the parent's
         match self.entries.release(ticket):
             case State.LOST:
+                lender: Lender = ticket.home
+                lender.settle(ticket, reusable=True)
                 raise _lost(ticket, "its session ended")
             case State.ENDING:
                 context.call(self._unlock, ticket, context.inner)

@@ -96,6 +96,7 @@ class Stock:
         """End every session, lent or idle, and keep none from now on."""
         for session in self._forget_all():
             session.end()
+            self._lost(session)
 
     def park_all(self) -> None:
         """Give up all sessions in a forked child; see `Session.park`."""

@@ -74,9 +74,13 @@ class Scene:
         client.close()
         return list(found)
 
+    def somebody_waits(self) -> bool:
+        """Tell whether somebody waits, at the server or in the queue of this process."""
+        return bool(self.witness.waiters()) or any(each.manager.entries._awaited for each in lodgings())
+
     def until_somebody_waits(self) -> None:
-        """Wait until somebody waits, at the server or in the queue of this process."""
-        until(lambda: self.witness.waiters() or any(each.manager.entries._awaited for each in lodgings()), "a waiter")
+        """Wait until somebody waits."""
+        until(self.somebody_waits, "a waiter")
 
     def insert(self, client: Client, number: int) -> None:
         """Let a client do some work."""

@@ -755,7 +755,9 @@ class TestLoss:
     def test_a_lock_is_released_once(self, entries: Entries, ann: Person, ben: Person) -> None:
         """The second release, and a second answer, free nothing of the next holder's."""
         held, queued = ann.hold(entries, "k"), ben.ask(entries, "k")
-        free(entries, held)
+        assert entries.release(held) is State.ENDING
+        assert entries.release(held) is State.GONE
+        entries.ended(held)
         entries.granted(queued, session())
         assert entries.release(held) is State.GONE
         entries.ended(held)

@@ -330,8 +330,8 @@ class EntriesMachine(RuleBasedStateMachine):
         assert self.entries.leave(one.ticket) is before
         assert not self.entries.granted(one.ticket, self.sessions[0])
         assert not self.entries.waiting(one.ticket)
-        if before in (State.LOST, State.GONE):
-            assert self.entries.release(one.ticket) is before
+        if before is not State.HELD:
+            assert self.entries.release(one.ticket) is (State.LOST if before is State.LOST else State.GONE)
         if before is not State.ENDING:
             self.entries.ended(one.ticket)
 

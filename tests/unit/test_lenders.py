@@ -56,6 +56,13 @@ class Hasty(Asker):
         return False if isinstance(args[0], Deadline) else args[0]()
 
 
+class Interrupted(Hasty):
+    """One whom a signal calls away as he begins to wait."""
+
+    def wait(self, *args: Any) -> Any:
+        raise KeyboardInterrupt
+
+
 class House:
     """A lender over a server, and the tickets of its askers."""
 
@@ -297,6 +304,40 @@ class TestSharedLender:
             assert waiting.result(10)
         assert on(shared.hold(Asker(), "k", shared=True)) is shared.lender._shared
 
+    def test_a_spare_session_that_ended_while_it_was_idle_is_replaced(self, shared: House) -> None:
+        """For a wait as for a reader's try."""
+        asker = Asker()
+        stranger = shared.server.take("k")
+        for key in ("k", "r"):
+            refused = shared.ticket(asker, "k")
+            assert not shared.attempt(refused, asker)
+            assert not shared.wait(refused, asker, 0.001)
+            shared.lender.settle(refused, reusable=True)
+            shared.server.sessions[-1].hang_up()
+            if key == "r":
+                shared.hold(asker, "r", shared=True)
+                shared.hold(asker, "r", shared=True)
+                continue
+            waiter = shared.ticket(asker, key)
+            threading.Timer(0.02, stranger.hang_up).start()
+            assert shared.wait(waiter, asker, 10)
+            assert shared.unlock(waiter, asker)
+            stranger = shared.server.take("k")
+
+    def test_a_reader_who_asks_on_a_spare_session_stands_in_line_too(self, make_house: Callable[..., House]) -> None:
+        """Somebody waits for it already."""
+        house = make_house(SharedLender, limit=2)
+        house.server.take("a", "b")
+        ann, ben, cid = Hasty(), Hasty(), Asker()
+        first, second = house.ticket(ann, "a"), house.ticket(ben, "b")
+        house.hold(cid, "r", shared=True)
+        assert not house.wait(first, ann, 0.001)
+        assert not house.wait(second, ben, 0.001)
+        house.lender.settle(first, reusable=True)
+        assert not house.attempt(house.ticket(cid, "r", shared=True), cid)
+        assert not house.wait(second, ben, 0.001)
+        assert second.lent is not None
+
     def test_there_are_no_more_sessions_than_the_limit(self, make_house: Callable[..., House]) -> None:
         """However many wait for different keys, all of them come to their locks."""
         house = make_house(SharedLender, limit=3)
@@ -475,6 +516,21 @@ class TestOwnerLender:
         with pytest.raises(LockConnectionError):
             owned.attempt(owned.ticket(ann, "y"), ann)
         assert owned.lost == [held.session]
+
+    def test_an_unlock_that_failed_or_was_called_away_leaves_no_lock_and_no_owner(self, owned: House) -> None:
+        """The bookkeeping is told that it ended, so the server must be rid of it too."""
+        ann, ben = Asker(), Asker()
+        held = owned.hold(ann, "x")
+        on(held).hang_up()
+        with pytest.raises(LockConnectionError):
+            owned.unlock(held, ann)
+        assert owned.lender._owned == {}
+        held = owned.hold(ben, "y")
+        assert held.lent.gate.enter_if_free()  # a statement of the owner's is under way
+        with pytest.raises(KeyboardInterrupt):
+            owned.unlock(held, Interrupted())
+        assert owned.lender._owned == {}
+        assert owned.server.admits("y", shared=False)
 
     def test_threads_release_what_one_owner_disowned_one_after_another(self, owned: House) -> None:
         """The server would complain of two statements at a time on his session."""

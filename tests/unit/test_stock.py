@@ -144,11 +144,12 @@ def test_a_session_opened_for_one_who_left_is_kept_for_others(shop: Shop) -> Non
 
 
 def test_a_closed_stock_has_ended_all(shop: Shop) -> None:
-    """The lent and the idle; nobody is told of these, since whoever closes knows."""
+    """The lent and the idle, and whoever may hold a lock there is told."""
     lent, idle = shop.take(), shop.take()
     shop.stock.give(idle)
     shop.stock.end_all()
     assert (lent.ended, idle.ended) == (True, True)
+    assert set(shop.lost) == {lent, idle}
     assert lent not in shop.stock
     assert shop.everything == set()
     shop.stock.give(lent)
