@@ -38,7 +38,8 @@ def actual_key(dialect: Dialect, key: object, convert: Callable[[Any], int | str
 
 def readable(key: object) -> str:
     """Return the key as the server's views show it to people."""
-    return keys.label("", key if isinstance(key, str | bytes | int) else str(key))
+    raw = bytes(key) if isinstance(key, bytearray | memoryview) else key
+    return keys.label("", raw if isinstance(raw, str | bytes | int) else str(raw))
 
 
 def _int64(key: object) -> int:

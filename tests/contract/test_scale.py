@@ -228,8 +228,10 @@ def test_an_owners_locks_are_on_one_session_of_his_own(house: House) -> None:
 THREADS = """
 import sys, threading, time
 from dlock_core import LockProvider
-url, end = sys.argv[1], float(sys.argv[2])
-locks, counts = LockProvider(url), [0] * 8
+locks, counts = LockProvider(sys.argv[1]), [0] * 8
+with locks.lock("warm"):
+    print("ready", flush=True)
+end = float(sys.stdin.readline())
 def work(n):
     while time.monotonic() < end:
         with locks.lock("k", timeout=30):
@@ -243,11 +245,16 @@ print(sum(counts))
 @pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory and row.share_sessions)
 def test_two_processes_with_queues_share_a_key(house: House) -> None:
     """2 processes x 8 threads: each gets a third at least."""
-    end = str(time.monotonic() + 4)
-    crowd = [
-        subprocess.Popen([sys.executable, "-c", THREADS, house.url, end], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", THREADS, house.url]
+    crowd = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in crowd:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    end = f"{time.monotonic() + 4}\n"
+    for process in crowd:
+        assert process.stdin is not None
+        process.stdin.write(end)
+        process.stdin.flush()
     grants = [int(process.communicate(timeout=60)[0]) for process in crowd]
     assert min(grants) >= sum(grants) / 3, grants
 
