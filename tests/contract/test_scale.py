@@ -232,19 +232,25 @@ locks, counts = LockProvider(sys.argv[1]), [0] * 8
 with locks.lock("warm"):
     print("ready", flush=True)
 end = float(sys.stdin.readline())
+turns, last = 0, None
 def work(n):
+    global turns, last
     while time.monotonic() < end:
-        with locks.lock("k", timeout=30):
+        with locks.lock("k", timeout=30) as lock:
             counts[n] += 1
+            turns, last = turns + (lock._ticket.hold is not last), lock._ticket.hold
 threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
 [t.start() for t in threads]; [t.join() for t in threads]
-print(sum(counts))
+print(turns, sum(counts))
 """
 
 
 @pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory and row.share_sessions)
 def test_two_processes_with_queues_share_a_key(house: House) -> None:
-    """2 processes x 8 threads: each gets a third at least."""
+    """2 processes x 8 threads: each gets a third of the turns at least.
+
+    How many grants fit into a turn of 20 ms depends on the processor that a process gets.
+    """
     command = [sys.executable, "-c", THREADS, house.url]
     crowd = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in crowd:
@@ -255,8 +261,9 @@ def test_two_processes_with_queues_share_a_key(house: House) -> None:
         assert process.stdin is not None
         process.stdin.write(end)
         process.stdin.flush()
-    grants = [int(process.communicate(timeout=60)[0]) for process in crowd]
-    assert min(grants) >= sum(grants) / 3, grants
+    (ours, grants), (theirs, others) = (map(int, process.communicate(timeout=60)[0].split()) for process in crowd)
+    assert min(ours, theirs) >= (ours + theirs) / 3, (ours, theirs)
+    assert min(grants, others) >= (grants + others) / 10, (grants, others)
 
 
 @pytest.mark.rows(lambda row: row.shared and row.is_server and row.share_sessions)
