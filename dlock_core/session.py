@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .dialects.base import ServerDialect
 
-__all__ = ["SqlSession", "connection_lost", "open_session"]
+__all__ = ["SqlSession", "connection_lost", "open_session", "socket_number"]
 
 log = logging.getLogger("dlock")
 
@@ -240,7 +240,7 @@ class SqlSession:
             return
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._socket))
         null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (self._socket.fileno(), _descriptor(self.driver_connection)):
+        for descriptor in (self._socket.fileno(), socket_number(self.driver_connection)):
             if descriptor is not None:
                 os.dup2(null, descriptor, inheritable=False)
         os.close(null)
@@ -257,11 +257,12 @@ def _watch_peer(connection: socket.socket | None) -> select.poll | None:
 
 def _duplicate_socket(driver_connection: Any) -> socket.socket | None:
     """Return a second handle of the session's socket, None where the driver shows none."""
-    descriptor = _descriptor(driver_connection)
+    descriptor = socket_number(driver_connection)
     return None if descriptor is None else socket.socket(fileno=os.dup(descriptor))
 
 
-def _descriptor(driver_connection: Any) -> int | None:
+def socket_number(driver_connection: Any) -> int | None:
+    """Return the descriptor of a driver connection's socket, None where the driver shows none."""
     if hasattr(driver_connection, "fileno"):  # psycopg, psycopg2, mysqlclient
         return int(driver_connection.fileno())
     # The other drivers keep theirs private, and there is no other way to it.

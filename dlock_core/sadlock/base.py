@@ -13,9 +13,10 @@ from sqlalchemy import Connection
 from ..errors import LockLostError, LockStateError, LockTimeoutError, shown
 from ..requests import Request
 from ..timeouts import Deadline, parse_timeout
-from .caller import Ask, acquire_on
+from .connections import acquire_on
 from .names import actual_key, readable
 from .own import acquire_apart
+from .questions import Ask
 from .transactions import acquire_in_transaction
 
 if TYPE_CHECKING:

@@ -8,33 +8,28 @@ SQLite, whose locks are on no connection at all.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import threading
 import weakref
-from _thread import start_new_thread
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.util import greenlet_spawn
 
-from ..errors import shown
 from ..manager import Manager, Options
 from ..tickets import State
+from .forgotten import Forgotten
 from .main_thread import hearing
+from .questions import refuse_second
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from ..contexts import Context
     from ..tickets import Ticket
-    from .caller import Ask
+    from .questions import Ask
 
 __all__ = ["OwnHold", "acquire_apart"]
-
-log = logging.getLogger("dlock")
 
 
 class Lodging:
@@ -81,8 +76,6 @@ class Lodgings:
         self._by_engine.clear()
 
 
-# The event loop itself keeps no task alive.
-_unfinished: set[asyncio.Task[None]] = set()
 _lodgings = Lodgings()
 os.register_at_fork(after_in_child=_lodgings.after_fork)
 
@@ -115,11 +108,10 @@ class OwnHold:
     ends_with_transaction = False
 
     def __init__(self, lodging: Lodging, ticket: Ticket, context: Context) -> None:
-        self._lodging = lodging
         self._ticket = ticket
-        self._context = context
+        self._release = partial(_release, lodging, ticket, context)
         self.pid = ticket.pid
-        self._finalizer = weakref.finalize(self, _release_forgotten, lodging, ticket, context, _running_loop())
+        self._finalizer = weakref.finalize(self, Forgotten(ticket.key, self._release))
         self._finalizer.atexit = False  # the server frees the locks of a process that ends
 
     @property
@@ -129,7 +121,7 @@ class OwnHold:
     def release(self, key: object) -> None:  # noqa: ARG002 - the ticket knows its key
         """Unlock, or say that the lock was lost."""
         self._finalizer.detach()
-        _release(self._lodging, self._ticket, self._context)
+        self._release()
 
 
 def _release(lodging: Lodging, ticket: Ticket, context: Context) -> None:
@@ -137,46 +129,6 @@ def _release(lodging: Lodging, ticket: Ticket, context: Context) -> None:
         lodging.manager.release(ticket, context)
     finally:
         _lodgings.leave(lodging)
-
-
-def _release_forgotten(
-    lodging: Lodging, ticket: Ticket, context: Context, loop: asyncio.AbstractEventLoop | None
-) -> None:
-    """Release the lock of an object that the garbage collector has found.
-
-    The collector may come at any line of any thread, so nothing is done here that takes a mutex.
-    """
-
-    def release() -> None:
-        log.warning("key %s: nobody has the lock any more that holds it; released", shown(ticket.key))
-        try:
-            _release(lodging, ticket, context)
-        except Exception:
-            log.exception("release of key %s failed", shown(ticket.key))
-
-    def begin() -> None:
-        assert loop is not None
-        task = loop.create_task(greenlet_spawn(release))
-        _unfinished.add(task)
-        task.add_done_callback(_unfinished.discard)
-
-    if ticket.pid != os.getpid():
-        return
-    try:
-        if loop is not None:
-            loop.call_soon_threadsafe(begin)
-            return
-    except RuntimeError:  # the loop is closed: its sessions are ended without it
-        pass
-    with suppress(RuntimeError):  # the interpreter ends, and all sessions with it
-        start_new_thread(release, ())
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def acquire_apart(engine: Engine, owner: object, ask: Ask) -> OwnHold | None:
@@ -189,10 +141,12 @@ def acquire_apart(engine: Engine, owner: object, ask: Ask) -> OwnHold | None:
     manager = lodging.manager
     context = hearing(ask.context, manager.workers) if manager.locks.capabilities.server_waits else ask.context
     asker = OnBehalf(context, owner)
-    request = ask.request
     ticket = None
     try:
-        ticket = manager.acquire(request, asker, ask.timeout)
+        if any(held.owner is owner and held.entry.name == ask.request.name for held in manager.entries.held()):
+            refuse_second(ask)
+        else:
+            ticket = manager.acquire(ask.request, asker, ask.timeout)
     finally:
         if ticket is None:
             _lodgings.leave(lodging)

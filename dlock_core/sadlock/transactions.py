@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, event
 
 from ..errors import LockStateError, shown
-from .caller import CallerSession, asking, locks_on_caller, refuse_second, wait_for
+from .caller import CallerSession, asking
 from .holds import holds_of, watch_pools
+from .questions import locks_on_caller, refuse_second, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import PoolProxiedConnection
 
-    from .caller import Ask
+    from .questions import Ask
 
 __all__ = ["TransactionHold", "acquire_in_transaction"]
 
@@ -50,7 +51,9 @@ class TransactionHold:
     @property
     def alive(self) -> bool:
         connection = self._connection()
-        return not self.ended and connection is not None and self._session.is_under(connection)
+        if self.ended or connection is None:
+            return False
+        return self._session.is_under(connection) and not self._session.hung_up()
 
     def release(self, key: object) -> None:
         raise LockStateError(
@@ -86,16 +89,22 @@ def acquire_in_transaction(subject: Connection | Session, ask: Ask) -> Transacti
         LockStateError: The connection is in autocommit, where a transaction ends at once.
     """
     begin_here = not subject.in_transaction()
-    connection = subject if isinstance(subject, Connection) else subject.connection()
     hold = None
     try:
-        if begin_here and connection is subject:
-            connection.begin()
-        hold = _take(connection, ask)
+        hold = _take(_in_transaction(subject), ask)
     finally:
         if hold is None and begin_here:
             _end_transaction(subject)
     return hold
+
+
+def _in_transaction(subject: Connection | Session) -> Connection:
+    """Return the connection, which is in a transaction now."""
+    if not isinstance(subject, Connection):
+        return subject.connection()
+    if not subject.in_transaction():
+        subject.begin()
+    return subject
 
 
 def _take(connection: Connection, ask: Ask) -> TransactionHold | None:

@@ -86,6 +86,17 @@ class Scene:
         """Let a client do some work."""
         client.execute(f"INSERT INTO work VALUES ({number})")
 
+    def kill(self, client: Client) -> None:
+        """Let the server end the session that a client works on."""
+        postgresql = self.row.server == "postgresql"
+        number = client.scalar("SELECT pg_backend_pid()" if postgresql else "SELECT CONNECTION_ID()")
+        sessions = self.witness.sessions()
+        if postgresql:
+            self.witness.scalar(f"SELECT pg_terminate_backend({number})")
+        else:
+            self.witness.connection.exec_driver_sql(f"KILL {number}")
+        until(lambda: self.witness.sessions() < sessions, "the session to end")
+
     def pool(self, engine: AnyEngine | None = None) -> Any:
         """Return the pool of an engine."""
         return (engine or self.engine).pool

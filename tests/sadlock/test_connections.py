@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dlock_core import DeadlockError, LockConnectionError, LockLostError, create_sadlock
+from dlock_core import DeadlockError, LockConnectionError, LockLostError, UnsafeEnvironmentError, create_sadlock
 from tests.contract.house import until
 
 from .clients import Client
@@ -224,6 +224,24 @@ def test_a_killed_session_is_a_lost_lock(scene: Scene) -> None:
         assert scene.holders == 1
 
 
+@on_connections
+@on_servers
+@pytest.mark.parametrize("options", [{}, {"xact": True}])
+def test_locked_says_so_when_the_server_has_hung_up(scene: Scene, options: dict[str, Any]) -> None:
+    """Without a statement."""
+    if options and scene.row.server != "postgresql":
+        return
+    client = scene.client()
+    lock = client.lock("k", **options)
+    assert lock.acquire()
+    scene.witness.break_lock()
+    until(lambda: not lock.locked)
+    if not options:
+        with pytest.raises(LockLostError):
+            lock.release()
+    client.rollback()
+
+
 @on_servers
 def test_a_killed_session_at_the_end_of_with(scene: Scene) -> None:
     """A body that ended well learns of it."""
@@ -276,11 +294,8 @@ def test_a_killed_session_is_closed_without_noise(scene: Scene, caplog: pytest.L
 @pytest.mark.parametrize("timeout", [0, None])
 def test_a_session_that_died_before_the_lock(scene: Scene, timeout: float | None) -> None:
     """An error that says so; after a rollback the connection is a new one."""
-    client, killer = scene.client(), scene.client()
-    assert killer.lock("other").acquire()
-    assert client.lock("mark").acquire()
-    killer.close()
-    scene.witness.break_lock()
+    client = scene.client()
+    scene.kill(client)
     with pytest.raises(LockConnectionError, match="'k'"):
         client.lock("k").acquire(timeout=timeout)
     client.rollback()
@@ -365,3 +380,27 @@ class TestSessionOnConnection:
             session.commit()
         outer.commit()
         assert scene.rows == [1, 3]
+
+
+@on_connections
+@pytest.mark.rows(lambda row: row.server == "postgresql")
+def test_an_unsafe_environment_is_refused_once_for_each_connection(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a pooler that exchanges sessions; a lock of the transaction is safe there."""
+    asked: list[int] = []
+    monkeypatch.setattr("dlock_core.dialects.postgresql._backend_pid", lambda _: asked.append(1) or 1)
+    client = scene.client()
+    with pytest.raises(UnsafeEnvironmentError, match=r"'k'.*pooler"):
+        client.lock("k").acquire()
+    assert scene.holders == 0
+    assert not client.in_transaction
+    with client.lock("k", xact=True):
+        client.commit()
+    assert asked == [1]
+    monkeypatch.undo()
+    monkeypatch.setattr("dlock_core.dialects.postgresql._backend_pid", lambda _: asked.append(1))
+    for _ in range(2):
+        with client.lock("k"):
+            assert scene.holders == 1
+    assert asked == [1, 1]

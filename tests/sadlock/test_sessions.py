@@ -64,7 +64,7 @@ def test_the_lock_lives_when_the_sessions_own_connection_is_killed(scene: Scene)
     client = scene.client()
     scene.insert(client, 1)
     with client.lock("k") as lock:
-        _kill_idle_in_transaction(scene)
+        scene.kill(client)
         with pytest.raises(sa.exc.DBAPIError):
             scene.insert(client, 2)
         client.rollback()
@@ -73,19 +73,6 @@ def test_the_lock_lives_when_the_sessions_own_connection_is_killed(scene: Scene)
         scene.insert(client, 3)
         client.commit()
     assert scene.rows == [3]
-
-
-def _kill_idle_in_transaction(scene: Scene) -> None:
-    if scene.row.server == "postgresql":
-        scene.witness.scalar(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE state = 'idle in transaction'"
-        )
-    else:
-        scene.witness._kill(
-            "CONNECTION",
-            "FROM performance_schema.threads "
-            "JOIN information_schema.innodb_trx ON trx_mysql_thread_id = processlist_id",
-        )
 
 
 @pytest.mark.rows(lambda row: row.is_server)
