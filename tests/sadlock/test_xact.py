@@ -213,6 +213,7 @@ def test_a_connection_that_breaks(scene: Scene) -> None:
     lock = client.lock("k", xact=True)
     assert lock.acquire()
     scene.witness.break_lock()
+    until(lambda: not lock.locked)
     with pytest.raises(sa.exc.DBAPIError):
         client.execute("SELECT 1")
     assert not lock.locked
