@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .aio import AsyncLock
+from .checks import Finding
 from .errors import (
     DeadlockError,
     LockConnectionError,
@@ -13,13 +14,18 @@ from .errors import (
     LockLostError,
     LockStateError,
     LockTimeoutError,
+    NotPermittedError,
     StaleTokenError,
     UnsafeEnvironmentError,
     UnsupportedError,
 )
+from .events import LockAcquired, LockAttempt, LockEvent, LockLost, LockNotAcquired, LockReleased
 from .fencing import fence, fence_table
+from .inspection import LockInfo, LockWaiter
 from .lock import Lock
+from .names import name_table
 from .provider import AsyncLockProvider, LockProvider
+from .running import run_locked
 from .sadlock import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
 
 __all__ = [
@@ -27,16 +33,26 @@ __all__ = [
     "AsyncLockProvider",
     "AsyncSadLock",
     "DeadlockError",
+    "Finding",
     "Lock",
+    "LockAcquired",
+    "LockAttempt",
     "LockConnectionError",
     "LockError",
+    "LockEvent",
+    "LockInfo",
     "LockKeyError",
     "LockKeyRangeError",
     "LockKeyTypeError",
+    "LockLost",
     "LockLostError",
+    "LockNotAcquired",
     "LockProvider",
+    "LockReleased",
     "LockStateError",
     "LockTimeoutError",
+    "LockWaiter",
+    "NotPermittedError",
     "SadLock",
     "StaleTokenError",
     "UnsafeEnvironmentError",
@@ -45,4 +61,6 @@ __all__ = [
     "create_sadlock",
     "fence",
     "fence_table",
+    "name_table",
+    "run_locked",
 ]

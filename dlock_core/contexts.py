@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from .timeouts import Deadline
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from .threads import Workers
+    from .timeouts import Deadline
 
-__all__ = ["BLOCKING", "GREENLET", "Context", "Latch", "MainThread", "Threaded", "see_through"]
+__all__ = ["BLOCKING", "GREENLET", "Blocking", "Context", "Latch", "MainThread", "Threaded", "see_through"]
 
 log = logging.getLogger("dlock")
 P = ParamSpec("P")
@@ -67,10 +66,6 @@ class Context(Protocol):
     @property
     def inner(self) -> Context:
         """Where the functions run that `call` runs: what follows is for them."""
-        ...
-
-    def in_main_thread(self) -> bool:
-        """Tell whether a signal handler may raise in the statements of this asker."""
         ...
 
     def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:
@@ -160,20 +155,11 @@ class Blocking:
     def inner(self) -> Context:
         return self
 
-    def in_main_thread(self) -> bool:
-        return threading.current_thread() is threading.main_thread()
-
     def wait(self, function: Callable[[], R], stop: Callable[[], None]) -> R:  # noqa: ARG002
         return function()
 
-    def shield(self, workers: Workers, function: Callable[[], R]) -> R:
-        if not self.in_main_thread():
-            return function()
-        latch = ThreadLatch()
-        future = workers.submit(function)
-        future.add_done_callback(lambda _: latch.set())
-        latch.wait(Deadline(None))
-        return future.result()
+    def shield(self, workers: Workers, function: Callable[[], R]) -> R:  # noqa: ARG002
+        return function()
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -216,9 +202,6 @@ class Greenlet(Blocking):
 
     def latch(self) -> Latch:
         return TaskLatch()
-
-    def in_main_thread(self) -> bool:
-        return False
 
     def shield(self, workers: Workers, function: Callable[[], R]) -> R:  # noqa: ARG002
         return see_through(function)

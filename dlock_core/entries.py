@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from .errors import DeadlockError, shown
 from .tickets import Entry, Hold, State, Ticket
@@ -88,9 +89,12 @@ class Entries:
             return True
 
     def granted(self, ticket: Ticket, session: Session) -> bool:
-        """Note the server's yes; False when the asker has left, and the lock must be given back."""
+        """Note the server's yes; False when the asker has left, and the lock must be given back.
+
+        Also False when the session has ended since it said so: nobody would tell of that loss any more.
+        """
         with self._mutex:
-            if ticket.state is not State.ASKING or self._closed:
+            if ticket.state is not State.ASKING or self._closed or session.ended:
                 return False
             entry = ticket.entry
             until = time.monotonic() + self._turn_seconds
@@ -98,9 +102,10 @@ class Entries:
             hold.take(ticket)
             entry.head = None
             entry.server_waits = False
-            self._join_from_queue(entry, hold)
-            self._refuse_single_tries(entry, past_readers=ticket.shared)
-            self._advance(entry)
+            if entry.queue:
+                self._join_from_queue(entry, hold)
+                self._refuse_single_tries(entry, past_readers=ticket.shared)
+                self._advance(entry)
             return True
 
     def leave(self, ticket: Ticket) -> State:
@@ -174,6 +179,15 @@ class Entries:
         with self._mutex:
             return [ticket for entry in self._entries.values() for ticket in entry.holders]
 
+    def keys(self) -> dict[Any, Any]:
+        """Return the user's keys of all names that are held or asked for here."""
+        with self._mutex:
+            return {
+                ticket.entry.name: ticket.key
+                for entry in self._entries.values()
+                for ticket in (*entry.queue, *entry.holders, *([entry.head] if entry.head else ()))
+            }
+
     # What follows runs under the mutex.
 
     @staticmethod
@@ -210,12 +224,17 @@ class Entries:
 
     @staticmethod
     def _own(entry: Entry, ticket: Ticket) -> bool:
-        blocks_its_thread = ticket.owner is ticket.thread
-        in_front = [] if entry.head is None else [entry.head]
-        return any(holder.owner is ticket.owner for holder in entry.holders if holder.owner is not None) or (
-            blocks_its_thread
-            and any(other.thread is ticket.thread for other in (*entry.holders, *in_front, *entry.queue))
-        )
+        owner, thread = ticket.owner, ticket.thread
+        for holder in entry.holders:
+            if holder.owner is owner and owner is not None:
+                return True
+        if owner is not thread:
+            return False
+        # A blocking wait would stop the tasks of its thread, too. Plain loops, since a queue may be long.
+        for other in chain(entry.holders, entry.queue):
+            if other.thread is thread:
+                return True
+        return entry.head is not None and entry.head.thread is thread
 
     @staticmethod
     def _refuse_own(ticket: Ticket) -> bool:
@@ -228,24 +247,27 @@ class Entries:
         )
 
     def _refuse_cycle(self, ticket: Ticket) -> None:
-        if ticket.owner in self._blockers(ticket):
+        if self._needs(ticket, ticket.owner):
             raise DeadlockError(
                 f"key {shown(ticket.key)}: its holder waits for a key that this thread or task holds; "
                 "take several keys in one order everywhere, for example sorted",
                 key=ticket.key,
             )
 
-    def _blockers(self, ticket: Ticket) -> set[object]:
-        """Return all owners for whom a waiter would wait, directly or through others, and their threads."""
-        owners: set[object] = set()
+    def _needs(self, ticket: Ticket, owner: object) -> bool:
+        """Tell whether a waiter would wait for this owner or his thread, directly or through others."""
+        visited = {ticket}
         unvisited = [ticket]
         while unvisited:
             for holder in self._needed(unvisited.pop()):
-                for stopped in {holder.owner, holder.thread} - owners:
-                    owners.add(stopped)
-                    if stopped in self._awaited:
-                        unvisited.append(self._awaited[stopped])
-        return owners - {None}
+                for stopped in (holder.owner, holder.thread):
+                    if stopped is owner and stopped is not None:
+                        return True
+                    further = self._awaited.get(stopped)
+                    if further is not None and further not in visited:
+                        visited.add(further)
+                        unvisited.append(further)
+        return False
 
     @staticmethod
     def _needed(ticket: Ticket) -> list[Ticket]:

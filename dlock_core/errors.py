@@ -10,6 +10,7 @@ LockError
 │   ├── LockKeyTypeError    (TypeError)
 │   └── LockKeyRangeError   (OverflowError)
 ├── UnsupportedError        (NotImplementedError)  this database or driver cannot do it
+├── NotPermittedError       (PermissionError)      the database user may not look, or not end a session
 ├── StaleTokenError                                a fencing token older than one that has written
 └── UnsafeEnvironmentError                         a lock taken here would protect nothing
 
@@ -18,7 +19,10 @@ Errors of SQLAlchemy that are not about the connection pass through unchanged.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "DeadlockError",
@@ -30,6 +34,7 @@ __all__ = [
     "LockLostError",
     "LockStateError",
     "LockTimeoutError",
+    "NotPermittedError",
     "StaleTokenError",
     "UnsafeEnvironmentError",
     "UnsupportedError",
@@ -106,6 +111,14 @@ class LockKeyRangeError(LockKeyError, OverflowError):
 
 class UnsupportedError(LockError, NotImplementedError):
     """This database or driver cannot do what was asked; the message says what can."""
+
+
+class NotPermittedError(LockError, PermissionError):
+    """The database does not show all its locks, or end a session, to this user; `found` is what it did show."""
+
+    def __init__(self, message: str, *, key: object = None, found: Sequence[Any] = ()) -> None:
+        super().__init__(message, key=key)
+        self.found = found
 
 
 class StaleTokenError(LockError):

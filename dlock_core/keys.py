@@ -4,8 +4,8 @@ This mapping is a wire format: two processes exclude each other only if they com
 whatever their host, framework or version. It is pure, and frozen by `tests/unit/key_vectors.json`.
 
 A scalar without a prefix maps as sqlalchemy-dlock 0.9 maps it on a little-endian host, so that both
-libraries exclude each other; on MySQL and MariaDB as far as all servers read its name alike.
-Everything else is hashed over typed, length-prefixed parts, so that no
+libraries exclude each other; on MySQL, MariaDB and SQL Server as far as all servers and drivers
+read its name alike. Everything else is hashed over typed, length-prefixed parts, so that no
 two different keys can run together ("app" + "1:x" and "app1" + ":x").
 """
 
@@ -16,16 +16,30 @@ from hashlib import blake2b
 
 from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError, shown
 
-__all__ = ["Key", "check_key", "check_prefix", "file_name", "int64", "label", "mysql_name"]
+__all__ = [
+    "Key",
+    "check_key",
+    "check_prefix",
+    "file_name",
+    "int64",
+    "label",
+    "mssql_name",
+    "mysql_name",
+    "oracle_id",
+]
 
 Scalar = str | bytes | int
 Key = str | bytes | int | tuple[str | bytes | int, ...]
 
 INT64 = range(-(2**63), 2**63)
 MYSQL_MAX = 64
+MSSQL_MAX = 255
+ORACLE_IDS = 2**30
 _HINT = "give a str, bytes, int, or a tuple of them"
 # What MySQL and MariaDB, of whatever version and character set, read as one and the same name.
 _MYSQL_VERBATIM = re.compile(r"[ -@\[-`{-}a-z]*[!-@\[-`{-}a-z]")
+# Without control characters: T-SQL reads a backslash before a line's end, in a literal, as neither of the two.
+_MSSQL_VERBATIM = re.compile(r"[^\x00-\x1f\x7f]+")
 _NOT_READABLE = re.compile(r"[^a-z0-9._:/@-]+")
 
 
@@ -104,6 +118,35 @@ def mysql_name(prefix: str, key: Key) -> str:
     digest = _digest(prefix, key, 16).hex()
     readable = _NOT_READABLE.sub("-", label(prefix, key).lower())
     return f"{readable[: MYSQL_MAX - len(digest) - 1]}~{digest}"
+
+
+def mssql_name(prefix: str, key: Key) -> str:
+    """Map to a name of at most 255 bytes; its first 32 characters, which SQL Server's views show, differ."""
+    if not prefix and not isinstance(key, tuple):
+        text = _utf8(_raw(key))
+        if text is not None and len(text.encode()) <= MSSQL_MAX and _MSSQL_VERBATIM.fullmatch(text):
+            return text
+    digest = _digest(prefix, key, 16).hex()
+    readable = _NOT_READABLE.sub("-", label(prefix, key).lower())
+    return f"{digest[:8]}|{readable[: MSSQL_MAX - len(digest) - 2]}|{digest[8:]}"
+
+
+def _utf8(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def oracle_id(prefix: str, key: Key) -> int:
+    """Map to a user lock's number in Oracle, of 30 bits; ints beyond wrap around, as in sqlalchemy-dlock."""
+    if prefix or isinstance(key, tuple):
+        digest = _digest(prefix, key, 8)
+    elif isinstance(key, int):
+        return key % ORACLE_IDS
+    else:
+        digest = blake2b(_raw(key), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % ORACLE_IDS
 
 
 def file_name(prefix: str, key: Key) -> str:

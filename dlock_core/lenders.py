@@ -12,7 +12,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import DeadlockError
+from .errors import DeadlockError, UnsupportedError
 from .session import connection_lost
 from .timeouts import Deadline
 from .turnstile import Turnstile
@@ -27,16 +27,26 @@ if TYPE_CHECKING:
     from .threads import Workers
     from .tickets import Ticket
 
-__all__ = ["Lender", "OwnerLender", "SharedLender", "SingleLender"]
+__all__ = ["ANSWERS", "BaseLender", "Lender", "SharedLender", "SingleLender"]
 
 # Pauses between tries where the server does not queue, or no session is left to wait on; in seconds.
 POLL_FIRST, POLL_LAST = 0.001, 0.01
+# How many askers of a key that was not free wait for it at once, before one tries again; of how many keys.
+FORESIGHT, FORESEEN_KEYS = 16, 64
+
+
+# Errors that are the server's own answer: nothing was granted.
+ANSWERS = (DeadlockError, UnsupportedError)
 
 
 class Lender(Protocol):
     """Sessions of one part of a process."""
 
     stock: Stock
+
+    def foresees_wait(self, request: Request) -> bool:
+        """Tell whether a try would be in vain: others had the key a moment ago."""
+        ...
 
     def attempt(self, request: Request, ticket: Ticket, context: Context) -> bool:
         """Try once."""
@@ -62,13 +72,16 @@ def _step(deadline: Deadline, last: float) -> float:
     return step if remaining is None else min(step, remaining)
 
 
-class _Base:
+class BaseLender:
     """What all lenders do with one session."""
 
     def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool], show: Callable[[str], str]) -> None:
         self.stock = stock
         self._granted = granted
         self._show = show
+
+    def foresees_wait(self, request: Request) -> bool:  # noqa: ARG002 - waits cost no more than tries
+        return False
 
     def _take(self) -> Session:
         session = self.stock.take()
@@ -86,7 +99,7 @@ class _Base:
             if self._granted(ticket, session):
                 return True
             session.release(request.name, shared=request.shared)
-        except DeadlockError:
+        except ANSWERS:
             raise  # the session is sound, and keeps what else it holds
         except BaseException:
             self.stock.end(session)
@@ -112,13 +125,13 @@ class _Base:
             raise
 
 
-class SingleLender(_Base):
+class SingleLender(BaseLender):
     """A session for each lock, where sessions cost nothing and the server does not queue."""
 
     def attempt(self, request: Request, ticket: Ticket, context: Context) -> bool:  # noqa: ARG002
         if ticket.session is None:
             ticket.session = self._take()
-        return self._ask(ticket.session, request, ticket, 0, None)
+        return self._ask(ticket.session, request, ticket, 0, request.label)
 
     def wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         context.pause(_step(deadline, POLL_LAST))
@@ -135,7 +148,7 @@ class SingleLender(_Base):
         return intact
 
 
-class SharedLender(_Base):
+class SharedLender(BaseLender):
     """All locks on one session, which never waits; waits on spare sessions, up to the stock's limit."""
 
     def __init__(
@@ -152,22 +165,42 @@ class SharedLender(_Base):
         self._names: set[object] = set()
         self._mutex = threading.Lock()
         self._line: OrderedDict[Ticket, Latch | None] = OrderedDict()
+        self._wanted: OrderedDict[object, int] = OrderedDict()
+
+    def foresees_wait(self, request: Request) -> bool:
+        """Spare the round trip of a try for a key that other processes want all the time."""
+        with self._mutex:
+            left = self._wanted.get(request.name, 0)
+            if request.shared or not left or self._line or not self.stock.has_idle():
+                return False
+            self._wanted[request.name] = left - 1
+            return True
+
+    def _remember(self, request: Request, *, granted: bool) -> None:
+        with self._mutex:
+            self._wanted.pop(request.name, None)
+            if not granted:
+                self._wanted[request.name] = FORESIGHT
+            if len(self._wanted) > FORESEEN_KEYS:
+                self._wanted.popitem(last=False)
 
     def attempt(self, request: Request, ticket: Ticket, context: Context) -> bool:
-        return self._inside(lambda: self._try(request, ticket), bool(self._names), context)
+        granted = self._inside(partial(self._try, request, ticket), bool(self._names), context)
+        if not request.shared and (self._wanted or not granted):
+            self._remember(request, granted=granted)
+        return granted
 
     def _inside(self, statement: Callable[[], bool], precious: bool, context: Context) -> bool:
         """Run a statement on the shared session; when others have locks there, nobody may interrupt it."""
-        if not precious and self._gate.enter_if_free():
-            return self._and_leave(statement)
+        if precious or not self._gate.enter_if_free():
+            return context.shield(self._workers, partial(self._wait_and_run, statement, context))
+        try:
+            return statement()
+        finally:
+            self._gate.leave()
 
-        def wait_and_run() -> bool:
-            self._gate.enter(context)
-            return self._and_leave(statement)
-
-        return context.shield(self._workers, wait_and_run)
-
-    def _and_leave(self, statement: Callable[[], bool]) -> bool:
+    def _wait_and_run(self, statement: Callable[[], bool], context: Context) -> bool:
+        self._gate.enter(context)
         try:
             return statement()
         finally:
@@ -200,11 +233,11 @@ class SharedLender(_Base):
         return self._shared is not None and self._shared in self.stock
 
     def _pick(self) -> Session:
-        if not self._alive():
+        session = self._shared
+        if session is None or session not in self.stock:
             self._names.clear()
-            self._shared = self._take()
-        assert self._shared is not None
-        return self._shared
+            session = self._shared = self._take()
+        return session
 
     def wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
         spare = ticket.lent = ticket.session = ticket.lent or self._take_spare(ticket)
@@ -269,7 +302,7 @@ class SharedLender(_Base):
         session = ticket.session
         assert session is not None
         if session is self._shared:
-            return self._inside(lambda: self._free_shared(session, name, ticket), len(self._names) > 1, context)
+            return self._inside(partial(self._free_shared, session, name, ticket), len(self._names) > 1, context)
         intact = self._free(session, name, ticket)
         self._take_back(session, reusable=intact)
         return intact
@@ -277,92 +310,3 @@ class SharedLender(_Base):
     def _free_shared(self, session: Session, name: object, ticket: Ticket) -> bool:
         self._names.discard(name)
         return self._free(session, name, ticket)
-
-
-class _Owned:
-    """One owner's session."""
-
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
-        self.gate = Turnstile()
-        self.session: Session | None = None
-        self.locks = 0
-        self.users = 0
-
-
-class OwnerLender(_Base):
-    """A session for each owner, on which he also waits, so that the server sees every circle of waits."""
-
-    def __init__(self, stock: Stock, granted: Callable[[Ticket, Session], bool], show: Callable[[str], str]) -> None:
-        super().__init__(stock, granted, show)
-        self._mutex = threading.Lock()
-        self._owned: dict[object, _Owned] = {}
-
-    def attempt(self, request: Request, ticket: Ticket, context: Context) -> bool:
-        return self._ask_on_own(request, ticket, 0, context)
-
-    def wait(self, request: Request, ticket: Ticket, deadline: Deadline, context: Context) -> bool:
-        return self._ask_on_own(request, ticket, deadline.remaining(), context)
-
-    def _ask_on_own(self, request: Request, ticket: Ticket, timeout: float | None, context: Context) -> bool:
-        if ticket.lent is None:
-            ticket.lent = self._enrol(ticket.owner)
-        own: _Owned = ticket.lent
-        own.gate.enter(context)
-        try:
-            granted = self._retry_stale(own, request, ticket, timeout, context)
-            own.locks += granted
-            return granted
-        finally:
-            own.gate.leave()
-
-    def _retry_stale(
-        self, own: _Owned, request: Request, ticket: Ticket, timeout: float | None, context: Context
-    ) -> bool:
-        while True:
-            if own.session is None or own.session not in self.stock:
-                own.session, own.locks = self._take(), 0
-            session = ticket.session = own.session
-            # A wait comes after a try, which has shown that the session lives.
-            fresh = session.fresh or own.locks or timeout != 0
-            try:
-                ask = partial(self._ask, session, request, ticket, timeout, self._show(request.label))
-                return context.wait(ask, session.interrupt)
-            except Exception as error:
-                if fresh or not connection_lost(error):
-                    raise
-
-    def _enrol(self, owner: object) -> _Owned:
-        with self._mutex:
-            own = self._owned.setdefault(owner, _Owned(owner))
-            own.users += 1
-            return own
-
-    def settle(self, ticket: Ticket, *, reusable: bool) -> None:
-        own, ticket.lent = ticket.lent, None
-        if own is None:
-            return
-        if not reusable and own.session is not None:
-            self.stock.end(own.session)
-        with self._mutex:
-            own.users -= 1
-            if own.users:
-                return
-            self._owned.pop(own.owner, None)
-        if own.session is not None and own.session in self.stock:
-            self.stock.give(own.session)
-
-    def unlock(self, name: object, ticket: Ticket, context: Context) -> bool:
-        own: _Owned = ticket.lent
-        assert ticket.session is not None
-        intact = False
-        try:
-            own.gate.enter(context)
-            try:
-                own.locks -= 1
-                intact = self._free(ticket.session, name, ticket)
-            finally:
-                own.gate.leave()
-        finally:
-            self.settle(ticket, reusable=intact)
-        return intact

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+import time
+import warnings
+import weakref
+from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .contexts import BLOCKING, MainThread
+from .contexts import BLOCKING
+from .errands import Errand, MainThreadsHelper, in_main_thread
 from .errors import LockStateError, LockTimeoutError, shown
+from .forgotten import Forgotten
 from .manager import log
 from .tickets import State, Ticket
 from .timeouts import parse_timeout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -24,6 +33,10 @@ if TYPE_CHECKING:
     from .requests import Request
 
 __all__ = ["UNSET", "BaseLock", "Lock", "Unset"]
+
+
+# How often the undoing of an interrupted wait is repeated until it is heard, in seconds.
+INSIST = 0.05
 
 
 class _Unset(Enum):
@@ -40,12 +53,17 @@ Unset = Literal[_Unset.UNSET]
 class BaseLock:
     """What sync and async locks have in common: everything but the waiting."""
 
-    def __init__(self, manager: Manager, request: Request, timeout: float | None) -> None:
+    _ticket: Ticket | None = None
+    _since: float | None = None
+
+    def __init__(
+        self, manager: Manager, request: Request, timeout: float | None, on_lost: Callable[[Any], object] | None = None
+    ) -> None:
         self._manager = manager
         self._request = request
         self._timeout = timeout
+        self._on_lost = on_lost
         self._in_use = threading.Lock()
-        self._ticket: Ticket | None = None
 
     def __repr__(self) -> str:
         state = "held" if self.held else "lost" if self.lost else "not held"
@@ -68,13 +86,21 @@ class BaseLock:
 
     @property
     def lost(self) -> bool:
-        """Whether the lock went away while this object held it."""
+        """Whether the lock went away while this object held it.
+
+        The server's end of a session shows within milliseconds, a silent network by the provider's
+        `heartbeat` or `lease`.
+        """
         return self._state is State.LOST
 
     @property
     def _state(self) -> State:
         ticket = self._ticket
-        return State.GONE if ticket is None or ticket.pid != os.getpid() else ticket.state
+        if ticket is None or ticket.pid != os.getpid():
+            return State.GONE
+        if ticket.state is State.HELD and ticket.session is not None and ticket.session.expired():
+            return State.LOST
+        return ticket.state
 
     @property
     def fencing_token(self) -> int:
@@ -106,12 +132,49 @@ class BaseLock:
         try:
             if self._state is not State.GONE:
                 raise self._misuse("acquire() on a lock that this object holds; make one object for each use")
-            self._ticket = self._manager.acquire(self._request, context, seconds)
+            if self._manager.listeners:
+                return self._manager.listeners.asked(self._request, seconds, lambda: self._ask(context, seconds))
+            return self._ask(context, seconds)
         finally:
             self._in_use.release()
-        if self._ticket is not None:
+
+    def _ask(self, context: Context, seconds: float | None) -> bool:
+        ticket = self._ticket = self._manager.ticket(self._request, context, seconds)
+        ticket.told = weakref.WeakMethod(self._lost)
+        granted = False
+        try:
+            granted = self._manager.acquire(ticket, self._request, context, seconds)
+        finally:
+            if not granted:
+                self._ticket = None
+        if granted:
+            self._since = time.monotonic()
             self._log("acquired %s")
-        return self._ticket is not None
+        return granted
+
+    def _lost(self) -> None:
+        """Tell the user's callbacks; runs in a helper thread."""
+        self._tell_end(lost=True)
+        for callback in (self._on_lost, self._manager.options.on_lost):
+            try:
+                if callback is not None:
+                    callback(self)
+            except Exception:  # noqa: BLE001 - the user's own; nobody above could do more
+                log.exception("on_lost for key %s failed", shown(self.key))
+
+    def __del__(self) -> None:
+        ticket = self._ticket
+        if ticket is None or ticket.state is not State.HELD or ticket.pid != os.getpid() or sys.is_finalizing():
+            return
+        release = partial(self._manager.release_forgotten, ticket)
+        Forgotten(self.key, release, pid=ticket.pid, loop=ticket.loop)()
+        warnings.warn(
+            f"dlock: key {shown(self.key)}: the lock object became garbage while it held the lock, which is released "
+            "now; use `with`, or keep the object and release it",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     def _seconds(self, *, block: bool, timeout: float | Unset | None) -> float | None:
         if block:
@@ -124,8 +187,19 @@ class BaseLock:
         ticket, self._ticket = self._ticket, None
         if ticket is None:
             raise self._misuse("release() on a lock that is not held")
-        self._manager.release(ticket, context)
+        try:
+            self._manager.release(ticket, context)
+        except Exception:
+            self._tell_end(lost=True)
+            raise
+        self._tell_end(lost=False)
         self._log("released %s")
+
+    def _tell_end(self, *, lost: bool) -> None:
+        """Tell the listeners, once for each grant."""
+        since, self._since = self._since, None
+        if since is not None and self._manager.listeners:
+            self._manager.listeners.ended(self._request, since, lost=lost)
 
     def _log(self, message: str) -> None:
         if log.isEnabledFor(logging.DEBUG):
@@ -175,7 +249,15 @@ class Lock(BaseLock):
             LockConnectionError: The database cannot be asked.
             ValueError: The timeout is negative or not a number, or comes with block=False.
         """
-        return self._acquire(self._context(), block=block, timeout=timeout)
+        if not in_main_thread():
+            return self._acquire(BLOCKING, block=block, timeout=timeout)
+        errand = self._errand(partial(self._acquire, MAIN_THREAD, block=block, timeout=timeout))
+        try:
+            granted: bool = errand.result()
+        except BaseException as error:
+            errand.end(error)
+            raise
+        return granted
 
     def release(self) -> None:
         """Release the lock.
@@ -184,24 +266,60 @@ class Lock(BaseLock):
             LockStateError: It is not held.
             LockLostError: The server did not hold it for us any more; somebody else may have held it.
         """
-        self._release(BLOCKING)
+        self._leave(self._release)
 
     def close(self) -> None:
         """Release the lock if it is held."""
-        self._exit(BLOCKING, None)
+        self._leave(partial(self._exit, error=None))
 
     def __enter__(self) -> Self:
         """Acquire, or raise LockTimeoutError."""
-        self._enter(self._context())
+        if not in_main_thread():
+            self._enter(BLOCKING)
+            return self
+        errand = self._errand(partial(self._enter, MAIN_THREAD))
+        try:
+            errand.result()
+        except BaseException as error:
+            errand.end(error)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._exit(BLOCKING, error)
+        self._leave(partial(self._exit, error=error))
 
-    def _context(self) -> Context:
-        """Return how this thread waits: signals arrive in the main thread, whatever a driver does at the server."""
-        if threading.current_thread() is threading.main_thread() and self._manager.locks.capabilities.server_waits:
-            return MainThread(self._manager.workers)
-        return BLOCKING
+    def _errand(self, work: Callable[[], Any]) -> Errand:
+        if self._manager.listeners:  # who traces wants to know what it belongs to
+            work = partial(copy_context().run, work)
+        return Errand(self._manager.workers, work, self._withdraw)
+
+    def _withdraw(self, errand: Errand) -> None:
+        """Undo an acquisition, under way or finished."""
+        if errand.call_off():
+            return
+        while not errand.over(INSIST):
+            if (ticket := self._ticket) is not None:
+                self._manager.withdraw(ticket)
+        if errand.succeeded:
+            self._exit(BLOCKING, None)
+
+    def _leave(self, release: Callable[[Context], None]) -> None:
+        """Release; when a signal calls the main thread away, a helper goes on with it."""
+        if not in_main_thread():
+            release(BLOCKING)
+            return
+        errand = Errand(
+            self._manager.workers,
+            partial(release, BLOCKING),
+            lambda errand: release(BLOCKING) if errand.call_off() else errand.over(),
+        )
+        try:
+            errand.result()
+        except BaseException as error:
+            errand.end(error)
+            raise
+
+
+MAIN_THREAD = MainThreadsHelper()

@@ -10,15 +10,16 @@ import logging
 import os
 import platform
 import sys
+import warnings
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from .contexts import see_through
-from .dialects import find_dialect, refusal_to_share
+from .contexts import BLOCKING, GREENLET, see_through
+from .dialects import find_dialect, refusal_to_fence, refusal_to_share
 from .dialects.sqlite import SQLite
 from .entries import Entries
 from .errors import (
-    DeadlockError,
     LockConnectionError,
     LockError,
     LockLostError,
@@ -26,14 +27,18 @@ from .errors import (
     UnsupportedError,
     shown,
 )
+from .events import Listeners
 from .keys import check_key, label
-from .lenders import POLL_LAST, OwnerLender, SharedLender, SingleLender
+from .lenders import ANSWERS, POLL_LAST, SharedLender, SingleLender
+from .opening import open_session
+from .owner_lender import OwnerLender
 from .requests import Request
-from .session import connection_lost, open_session
+from .session import Care, connection_lost
 from .stock import Stock
 from .threads import Workers
 from .tickets import State, Ticket
-from .timeouts import Deadline
+from .timeouts import FOR_EVER, Deadline
+from .watch import Watch
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool
@@ -42,8 +47,9 @@ if TYPE_CHECKING:
     from .dialects.base import Session
     from .keys import Key
     from .lenders import Lender
+    from .options import Options
 
-__all__ = ["Manager", "Options"]
+__all__ = ["Manager"]
 
 log = logging.getLogger("dlock")
 
@@ -51,16 +57,8 @@ log = logging.getLogger("dlock")
 TURN_GRANTS, TURN_SECONDS = 64, 0.02
 # Longest name of a PostgreSQL session, in bytes.
 LABEL_BYTES = 63
-
-
-class Options(NamedTuple):
-    """What a provider was told, checked."""
-
-    prefix: str = ""
-    show_keys: bool = True
-    unsafe_ok: bool = False
-    max_sessions: int = 8
-    share_sessions: bool = True
+# How many keys, and how long ones, are mapped only once.
+CACHED_REQUESTS, CACHED_LENGTH = 256, 256
 
 
 class Manager:
@@ -70,6 +68,13 @@ class Manager:
         self.engine = engine
         self.options = options
         self.locks = find_dialect(engine.dialect.name)
+        self.listeners = Listeners(engine.dialect.name)
+        if options.lease is not None and not self.locks.capabilities.lease:
+            raise UnsupportedError(
+                f"lease={options.lease}: {engine.dialect.name} cannot end a silent session; "
+                "PostgreSQL, MySQL and MariaDB can"
+            )
+        self._requests: dict[tuple[str, bool, bool], Request] = {}
         self._closed = False
         self._sessions: set[Session] = set()
         self._start()
@@ -80,7 +85,9 @@ class Manager:
         self._pid = os.getpid()
         self.entries = Entries(turn_grants=self._turn_grants(), turn_seconds=TURN_SECONDS)
         self.workers = Workers()
+        self._watch = Watch(self._dead, heartbeat=self.options.heartbeat, lease=self.options.lease)
         self._lenders: dict[object, Lender] = {}
+        self._suite = f"dlock-{self.options.adapter}" if self.options.adapter else "dlock"
         self._whereabouts = f" {platform.node()[:24]}:{self._pid}"
 
     def _turn_grants(self) -> int:
@@ -93,6 +100,7 @@ class Manager:
         """Start anew in a forked child: empty maps, new mutexes, none of the parent's sessions."""
         for lender in self._lenders.values():
             lender.stock.park_all()
+        self._watch.after_fork()
         if isinstance(self.locks, SQLite):
             self.locks.after_fork()
         self._start()
@@ -102,13 +110,25 @@ class Manager:
 
         Raises:
             LockKeyError: It cannot name a lock.
-            UnsupportedError: The database has no shared locks.
+            UnsupportedError: The database has no shared locks, or no fencing tokens.
         """
+        known = self._requests.get((key, shared, fencing)) if type(key) is str else None
+        if known is None:
+            known = self._map(key, shared=shared, fencing=fencing)
+            if type(key) is str and len(key) <= CACHED_LENGTH:
+                if len(self._requests) >= CACHED_REQUESTS:
+                    self._requests.clear()
+                self._requests[key, shared, fencing] = known
+        return known
+
+    def _map(self, key: object, *, shared: bool, fencing: bool) -> Request:
         self.check_shared(key, shared=shared)
         if fencing and shared:
             raise UnsupportedError(
                 f"key {shown(key)}: a shared lock has no fencing token; ask for it exclusively", key=key
             )
+        if fencing and not self.locks.capabilities.fencing:
+            raise UnsupportedError(f"key {shown(key)}: {refusal_to_fence(self.locks)}", key=key)
         checked = check_key(key)
         prefix = self.options.prefix
         text = label(prefix, checked) if self.options.show_keys else ""
@@ -119,46 +139,55 @@ class Manager:
         if shared and not self.locks.capabilities.shared:
             raise UnsupportedError(f"key {shown(key)}: {refusal_to_share(self.locks)}", key=key)
 
-    def acquire(self, request: Request, context: Context, timeout: float | None) -> Ticket | None:
-        """Acquire; None when it was not free in time.
+    def ticket(self, request: Request, context: Context, timeout: float | None) -> Ticket:
+        """Return a ticket to acquire with.
+
+        Raises:
+            LockStateError: This provider is closed.
+        """
+        if self._pid != os.getpid():  # a fork that ran no Python hook
+            self.after_fork()
+        if self._closed:
+            raise LockStateError(f"key {shown(request.key)}: this lock provider is closed", key=request.key)
+        loop = asyncio.get_running_loop() if self.engine.dialect.is_async else None
+        return Ticket(
+            request.key,
+            context,
+            shared=request.shared,
+            once=timeout == 0,
+            home=self._lender(loop),
+            alone=request.fencing,
+            loop=loop,
+        )
+
+    def acquire(self, ticket: Ticket, request: Request, context: Context, timeout: float | None) -> bool:
+        """Acquire; False when it was not free in time.
 
         Raises:
             DeadlockError: The wait could never end.
             LockConnectionError: The database cannot be asked.
             UnsafeEnvironmentError: A lock there would protect nothing.
         """
-        if self._pid != os.getpid():  # a fork that ran no Python hook
-            self.after_fork()
-        if self._closed:
-            raise LockStateError(f"key {shown(request.key)}: this lock provider is closed", key=request.key)
         deadline = Deadline(timeout)
-        ticket = Ticket(
-            request.key,
-            context,
-            shared=request.shared,
-            once=timeout == 0,
-            home=self._lender(context),
-            alone=request.fencing,
-        )
         try:
             if (
                 self.entries.ask(request.name, ticket, context)
                 and self._queue(ticket, deadline)
                 and (ticket.hold is not None or context.call(self._ask, request, ticket, deadline, context.inner))
             ):
-                return ticket
+                return True
         except BaseException:
             self._abandon(ticket, context)
             raise
         if self._closed:
             raise LockStateError(f"key {shown(request.key)}: this lock provider was closed", key=request.key)
-        return None
+        return False
 
     def _queue(self, ticket: Ticket, deadline: Deadline) -> bool:
         """Wait for our turn in this process; False when time is over."""
         if ticket.latch is None:
             return True
-        if not ticket.latch.wait(Deadline(None) if ticket.once else deadline):
+        if not ticket.latch.wait(FOR_EVER if ticket.once else deadline):
             return self.entries.leave(ticket) is State.HELD
         return ticket.state is not State.GONE
 
@@ -169,12 +198,14 @@ class Manager:
         try:
             if ticket.polite and not self.locks.capabilities.server_waits:
                 context.pause(min(POLL_LAST, deadline.remaining() or POLL_LAST))  # our turn is over: let others in
-            granted = lender.attempt(request, ticket, context) or self._wait(request, ticket, deadline, context)
+            waits = not (ticket.once or deadline.near) and lender.foresees_wait(request)
+            granted = not waits and lender.attempt(request, ticket, context)
+            granted = granted or self._wait(request, ticket, deadline, context)
             reusable = not granted and self.entries.leave(ticket) is State.ASKING
         except BaseException as error:
             if ticket.state is State.GONE and isinstance(error, Exception):
                 return False  # the asker left, and interrupted this
-            reusable = isinstance(error, DeadlockError)
+            reusable = isinstance(error, ANSWERS)
             named = self._named(error, request.key)
             if named is error:
                 raise
@@ -202,6 +233,15 @@ class Manager:
         elif before is State.ASKING:
             context.interrupt(lambda: self._interrupt(ticket))
 
+    def withdraw(self, ticket: Ticket) -> None:
+        """Call back an asker who is still under way, from another thread; who holds by now is left alone."""
+        before = self.entries.leave(ticket)
+        if before is State.QUEUED:
+            assert ticket.latch is not None
+            ticket.latch.set()
+        elif before in (State.ASKING, State.GONE):
+            self._interrupt(ticket)
+
     @staticmethod
     def _interrupt(ticket: Ticket) -> None:
         if ticket.session is not None:
@@ -215,6 +255,8 @@ class Manager:
         """
         if ticket.pid != os.getpid():
             return  # a forked child's copy: the lock is the parent's
+        if ticket.session is not None and ticket.session.expired():
+            self._dead(ticket.session)
         match self.entries.release(ticket):
             case State.LOST:
                 lender: Lender = ticket.home
@@ -236,10 +278,30 @@ class Manager:
         if not intact:
             raise _lost(ticket, "the server says that our session did not hold it")
 
+    def release_forgotten(self, ticket: Ticket) -> None:
+        """Release a lock whose object is garbage."""
+        if ticket.loop is None or not ticket.loop.is_closed():  # else the watch ends its session
+            self.release(ticket, BLOCKING if ticket.loop is None else GREENLET)
+
+    def held_locks(self) -> list[Any]:
+        """Return the lock objects that hold a lock now."""
+        told = [ticket.told() for ticket in self.entries.held() if ticket.told is not None]
+        return [method.__self__ for method in told if method is not None]  # type: ignore[attr-defined]
+
+    def _dead(self, session: Any) -> None:
+        """End a session that the server has ended, or should have."""
+        for lender in list(self._lenders.values()):
+            if session in lender.stock:
+                lender.stock.end(session)
+
     def _session_ended(self, session: Session) -> None:
         """Tell all whose locks were on a session that ended."""
         for ticket in self.entries.lose(session):
             log.error("lost the lock of key %s: its session ended", shown(ticket.key))
+            if (told := ticket.told and ticket.told()) is not None:
+                self.workers.submit(told)
+            if ticket.loop is not None and ticket.loop.is_closed():
+                self.workers.submit(partial(_warn_of_closed_loop, ticket.key))
 
     def close(self) -> None:
         """End all sessions: every lock is free; whoever queues gets an error."""
@@ -249,11 +311,8 @@ class Manager:
         for lender in list(self._lenders.values()):
             lender.stock.end_all()
 
-    def _lender(self, context: Context) -> Lender:
-        """Return the sessions that an asker can use: a signal or a closed loop must cost no others theirs."""
-        home: object = context.in_main_thread()
-        if self.engine.dialect.is_async:
-            home = asyncio.get_running_loop()
+    def _lender(self, home: object) -> Lender:
+        """Return the sessions that an asker can use: those of his event loop, or of all threads."""
         lender = self._lenders.get(home)
         if lender is None:
             self._end_closed_loops()
@@ -284,15 +343,20 @@ class Manager:
 
     def _open(self, private: Pool) -> Session:
         if isinstance(self.locks, SQLite):
-            return self.locks.open(self.engine, private)
+            return self.locks.open(self.engine, private, self.session_label(""), self._watch.add)
         return open_session(
-            self.engine, private, self.locks, label=self.session_label(""), unsafe_ok=self.options.unsafe_ok
+            self.engine,
+            private,
+            self.locks,
+            Care(self._watch, self.workers, self.options.lease),
+            label=self.session_label(""),
+            unsafe_ok=self.options.unsafe_ok,
         )
 
     def session_label(self, text: str) -> str:
         """Return what the server's views show for a session: suite, key, host and process."""
         readable = f" {text}".encode("ascii", "backslashreplace").decode().rstrip()
-        return f"dlock{readable[: LABEL_BYTES - 5 - len(self._whereabouts)]}{self._whereabouts}"
+        return f"{self._suite}{readable[: LABEL_BYTES - len(self._suite) - len(self._whereabouts)]}{self._whereabouts}"
 
     @staticmethod
     def _named(error: BaseException, key: Key) -> BaseException:
@@ -303,6 +367,15 @@ class Manager:
             text = str(getattr(error, "orig", error)).strip().partition("\n")[0]
             return LockConnectionError(f"key {shown(key)}: lost the database while asking for it: {text}", key=key)
         return error
+
+
+def _warn_of_closed_loop(key: object) -> None:
+    warnings.warn(
+        f"dlock: key {shown(key)}: its event loop was closed while the lock was held, and the lock is lost; "
+        "release it before the loop ends",
+        ResourceWarning,
+        stacklevel=1,
+    )
 
 
 def _lost(ticket: Ticket, reason: str) -> LockLostError:

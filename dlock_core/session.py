@@ -1,9 +1,7 @@
-"""One server session that holds locks: opened, guarded, prepared, used and ended.
+"""One server session that holds locks: used, watched and ended; `opening.py` opens it.
 
-The session owns its driver connection alone. It comes out of a private pool, a `recreate()` of the
-engine's, so that the engine's creator, events and credentials apply while no slot of the
-application's pool is taken, not even at the moment of opening. It runs in autocommit: while a lock
-is held the server shows it idle, not "idle in transaction".
+The session owns its driver connection alone. It runs in autocommit: while a lock is held the server
+shows it idle, not "idle in transaction".
 
 When in doubt, the session is ended. In doubt is any exception between "statement sent" and "answer
 seen": SQLAlchemy's `invalidate()` of a detached connection closes nothing, and garbage collection
@@ -16,123 +14,158 @@ import asyncio
 import ctypes
 import logging
 import os
-import select
 import socket
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from .errors import LockConnectionError
+from .onebyone import OneByOne
+from .sighting import same_file
 from .signals import from_handler
-from .urls import shown_url
+from .sockets import Peer, duplicate_socket, socket_number
+from .watch import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Engine, Pool, TextClause
+    from sqlalchemy import Engine, TextClause
 
     from .dialects.base import ServerDialect
+    from .threads import Workers
+    from .watch import Watch
 
-__all__ = ["SqlSession", "connection_lost", "open_session", "socket_number"]
+__all__ = ["Care", "SqlSession", "connection_lost", "first_line"]
 
 log = logging.getLogger("dlock")
 
 
-def open_session(engine: Engine, pool: Pool, locks: ServerDialect, *, label: str, unsafe_ok: bool) -> SqlSession:
-    """Open a session of our own, guard it, and only then set anything on it.
+class Care(NamedTuple):
+    """Who looks after a session while it holds locks."""
 
-    The order matters: through a transaction pooler a setting would stay on a server session that
-    the application uses next.
-
-    Raises:
-        LockConnectionError: The database cannot be reached.
-        UnsafeEnvironmentError: A lock there would protect nothing.
-    """
-    session = SqlSession(engine, _connect(engine, pool), locks, label)
-    try:
-        if locks.guard(session, unsafe_ok=unsafe_ok):
-            locks.prepare(session, label=label)
-    except BaseException:
-        session.end()
-        raise
-    return session
-
-
-def _connect(engine: Engine, pool: Pool) -> Any:
-    """Return a driver connection in autocommit that no pool knows."""
-    try:
-        pooled = pool.connect()
-    except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
-        if from_handler(error):
-            raise
-        raise LockConnectionError(
-            f"cannot open a lock session on {shown_url(engine.url)}: "
-            f"{_first_line(error)}. Check that the server runs and that the URL is right"
-        ) from error
-    connection = pooled.dbapi_connection
-    assert connection is not None
-    pooled.detach()
-    try:
-        engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-    except BaseException:
-        engine.dialect.do_terminate(connection)
-        raise
-    return connection
+    watch: Watch
+    workers: Workers
+    lease: float | None
 
 
 class SqlSession:
     """A driver connection that belongs to us alone; one borrower at a time uses it."""
 
-    def __init__(self, engine: Engine, connection: Any, locks: ServerDialect, label: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connection: Any,
+        locks: ServerDialect,
+        care: Care | None,
+        label: str,
+        *,
+        seen: int | None = None,
+    ) -> None:
         self._engine = engine
         self.sqla = engine.dialect
         self._connection = connection
         self._locks = locks
+        self._care = care
         self.label = label
         self._shows_key = False
         # A blocking driver's cursor serves for all statements, one at a time; SQLAlchemy's async ones for one each.
         self._cursor = None if self.sqla.is_async else connection.cursor()
         self.driver_connection = self.sqla.get_driver_connection(connection)
-        self._socket = _duplicate_socket(self.driver_connection)
-        self._peer = _watch_peer(self._socket)
+        self._one_by_one = OneByOne.of(self.driver_connection)
+        # The descriptor of a socket that the driver does not show, see `sighting.py`.
+        self._seen = seen
+        self.socket = duplicate_socket(self.driver_connection, seen)
+        self._peer = Peer(self.socket)
         self._mutex = threading.Lock()
+        self._line = threading.Lock()
+        self._closing = threading.Lock()
+        self._beat: asyncio.Task[None] | None = None
+        self._parting: asyncio.Task[None] | None = None
         self._pid = os.getpid()
         self._loop = _running_loop() if self.sqla.is_async else None
         self._user: int | None = None
-        self._ended = False
+        self._waiting = False
+        self.ended = False
         self.fresh = True
+        self.locks = 0
+        self.proof = clock()
+        self.watched = False
         # Each constant statement as the driver wants it, and the order of its parameters where they go by position.
         self._statements: dict[TextClause, tuple[str, tuple[str, ...] | None]] = {}
 
     def first(self, statement: TextClause, /, **values: object) -> Sequence[Any]:
-        """Run a constant statement and return its first row.
+        """Run a constant statement and return its first row, after the heartbeat's if that is under way.
 
         Raises:
             sqlalchemy.exc.DBAPIError: `connection_invalidated` tells whether the session is gone.
         """
+        return self._in_line(self._first, statement, values)  # type: ignore[no-any-return]
+
+    def answer(self, block: TextClause, /, **values: object) -> Any:
+        """Run a constant PL/SQL block and return the number that it assigns to `:answer`; else as `first`."""
+        return self._in_line(self._answer, block, values)
+
+    def _in_line(
+        self, run: Callable[[TextClause, dict[str, object]], Any], statement: TextClause, values: dict[str, object]
+    ) -> Any:
+        if self._loop is None:
+            with self._line:
+                return run(statement, values)
+        while self._beat is not None and self._beat is not asyncio.current_task():
+            await_only(asyncio.wait([self._beat]))
+        return run(statement, values)
+
+    def _first(self, statement: TextClause, values: dict[str, object]) -> Sequence[Any]:
+        def run(cursor: Any, sql: str, parameters: Any) -> Sequence[Any]:
+            cursor.execute(sql, parameters)
+            row: Sequence[Any] = cursor.fetchone() or ()
+            if row and self.sqla.name == "mssql":
+                cursor.fetchall()  # to the end of the answer: pymssql would ask the server to cancel the rest
+            return row
+
+        return self._run(statement, values, run)  # type: ignore[no-any-return]
+
+    def _answer(self, block: TextClause, values: dict[str, object]) -> Any:
+        def run(cursor: Any, sql: str, parameters: Any) -> Any:
+            out = cursor.var(int)
+            cursor.execute(sql, {**parameters, "answer": out})
+            return out.getvalue()
+
+        return self._run(block, values, run)
+
+    def _run(self, statement: TextClause, values: dict[str, object], run: Callable[[Any, str, Any], Any]) -> Any:
         sql, order = self._compile(statement)
         parameters = values if order is None else tuple(values[name] for name in order)
         cursor = None
         self._user = threading.get_ident()
-        if self._ended:  # looked at after `_user` is set, as `end` sets and looks the other way round
+        if self.ended:  # looked at after `_user` is set, as `end` sets and looks the other way round
+            self._close()
             raise LockConnectionError("this session has ended")
+        sent = clock()
         try:
             cursor = self._cursor or self._connection.cursor()
-            cursor.execute(sql, parameters)
-            row: Sequence[Any] = cursor.fetchone() or ()
+            result = run(cursor, sql, parameters)
             if self._cursor is None:
                 cursor.close()
         except self.sqla.loaded_dbapi.Error as error:
             raise self._translated(error, sql, parameters, cursor) from error
+        except asyncio.CancelledError:
+            if self._one_by_one is not None and cursor is not None:
+                self._one_by_one.stop(cursor._cursor._impl.cancel)  # noqa: SLF001 - pyodbc's, inside two others
+            raise
         except Exception as error:  # out of the driver's own depths: its connection is broken
             if from_handler(error):
                 raise
-            raise LockConnectionError(f"the driver failed: {_first_line(error)}") from error
+            raise LockConnectionError(f"the driver failed: {first_line(error)}") from error
         finally:
             self._user = None
-        return row
+            if self.ended:
+                self._close()  # `end` left it to us
+        self.proof = sent
+        return result
 
     def _compile(self, statement: TextClause) -> tuple[str, tuple[str, ...] | None]:
         found = self._statements.get(statement)
@@ -145,69 +178,145 @@ class SqlSession:
     def _translated(self, error: Exception, sql: str, parameters: Any, cursor: Any) -> BaseException:
         dbapi = self.sqla.loaded_dbapi
         gone = isinstance(error, dbapi.Error) and self.sqla.is_disconnect(error, self._connection, cursor)
+        gone = gone or self._locks.lost(error)
         return DBAPIError.instance(
             sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self.sqla
         )
 
     def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask the server for the lock."""
-        granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
-        self._shows_key = self._shows_key or (granted and label is not None)
+        self._waiting = timeout != 0
+        try:
+            granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
+        finally:
+            self._waiting = False
         self.fresh = False
+        if granted:
+            self._shows_key = self._shows_key or label is not None
+            self.locks += 1
+            if self._care is not None and not self.watched:
+                self._care.watch.add(self)
         return granted
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock."""
         label = self.label if self._shows_key else None
         self._shows_key = False
-        return self._locks.release(self, name, shared=shared, label=label)
+        intact = self._locks.release(self, name, shared=shared, label=label)
+        self.locks -= 1
+        return intact
 
     def next_token(self, name: Any) -> int:  # noqa: ARG002 - one clock serves all names
         """Return a number that grows with every grant."""
+        assert self._locks.token is not None
         return int(self.first(self._locks.token)[0])
 
     def alive(self) -> bool:
         """Tell whether the server has not hung up, without asking it; False where the socket is out of reach."""
-        return not self._ended and self._peer is not None and not self._peer.poll(0)
+        return not self.ended and self._peer.in_reach and not self._peer.hung_up() and not self.expired()
+
+    def hung_up(self) -> bool:
+        """Tell whether the server has closed; False where that cannot be seen."""
+        return self._peer.hung_up()
+
+    def expired(self) -> bool:
+        """Tell whether the server may have ended the session because its lease is over."""
+        lease = self._care and self._care.lease
+        return lease is not None and clock() - self.proof > lease
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that opened it, None for a blocking driver."""
+        return self._loop
+
+    def stranded(self) -> bool:
+        """Tell whether the event loop that opened it is closed, so that nobody can use it."""
+        return self._loop is not None and self._loop.is_closed()
+
+    def waits(self) -> bool:
+        """Tell whether it waits for a lock at the server."""
+        return self._waiting
+
+    def beat(self) -> None:
+        """Begin to ask the server for a sign of life; any statement that is under way is one as well."""
+        if self._loop is None:
+            assert self._care is not None
+            self._care.workers.submit(self._beat_in_thread)
+        else:
+            with suppress(RuntimeError):  # closed meanwhile, which the watch will see
+                self._loop.call_soon_threadsafe(self._beat_in_loop)
+
+    def _beat_in_thread(self) -> None:
+        if self._line.acquire(blocking=False):
+            try:
+                self._ping()
+            finally:
+                self._line.release()
+
+    def _beat_in_loop(self) -> None:
+        if self._beat is None and self._user is None:
+            assert self._loop is not None
+            self._beat = self._loop.create_task(greenlet_spawn(self._ping))
+            self._beat.add_done_callback(lambda _: setattr(self, "_beat", None))
+
+    def _ping(self) -> None:
+        try:
+            self._first(self._locks.ping, {})
+        except Exception as error:  # noqa: BLE001 - the watch reads it off `proof`
+            log.debug("the heartbeat of a lock session failed: %s", first_line(error))
 
     def interrupt(self) -> None:
         """End a wait that another thread runs here: by the driver's cancel, else by its socket.
 
         A session that was interrupted is in doubt, so it is ended and never lent again.
         """
-        if self._ended or self._pid != os.getpid():
+        if self.ended or self._pid != os.getpid():
             return
-        cancel = getattr(self.driver_connection, "cancel_safe", None)
-        cancel = cancel or getattr(self.driver_connection, "cancel", None)
+        self._stop_statement()
+
+    def _stop_statement(self) -> None:
+        driver = self.driver_connection
+        cancel = getattr(driver, "cancel_safe", None) or getattr(driver, "cancel", None)  # psycopg, oracledb
+        cancel = cancel or getattr(self._cursor, "cancel", None)  # pyodbc
+        if cancel is None and self.socket is None:
+            cancel = getattr(getattr(driver, "_conn", None), "cancel", None)  # pymssql
         try:
             if cancel is not None:
                 cancel()  # outside the mutex: it opens a connection, for which `end` must not wait
             else:
-                self._hang_up()
+                self.hang_up()
         except Exception:  # the wait may just have ended, and the session with it
             log.debug("could not interrupt a wait", exc_info=True)
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Close the socket under whoever uses the session."""
         with self._mutex:
-            if not self._ended and self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
+            if not self.ended and self.socket is not None:
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """End the session on the server: whatever it holds is free."""
-        if self._ended:
+        if self.ended:
             return
         if self._pid != os.getpid():
             self.park()
             return
         with self._mutex:
-            self._ended = True
+            self.ended = True
         try:
             if self._may_close():
-                self.sqla.do_terminate(self._connection)
-        except Exception:  # a broken connection; its socket is closed below
-            log.debug("the driver could not close a lock session", exc_info=True)
-        finally:
+                self._close()
+            elif self._loop is None and self.socket is None:
+                self._stop_statement()  # whose thread closes the session then
+        finally:  # a second cancel may come while the driver says goodbye
             self._shut()
+
+    def _close(self) -> None:
+        if self._closing.acquire(blocking=False):
+            try:
+                self.sqla.do_terminate(self._connection)
+            except Exception:  # a broken connection; its socket is closed by `end`
+                log.debug("the driver could not close a lock session", exc_info=True)
 
     def _may_close(self) -> bool:
         """Tell whether the driver itself may close: not under another thread's wait, nor out of its loop."""
@@ -216,12 +325,29 @@ class SqlSession:
         return self._user in (None, threading.get_ident())
 
     def _shut(self) -> None:
-        if self._socket is not None:
+        if self._care is not None:
+            self._care.watch.remove(self)
+        if self.socket is not None:
             with suppress(OSError):  # closed already, as it should be
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-        finish = getattr(getattr(self.driver_connection, "pgconn", None), "finish", None)
-        if finish is not None:  # psycopg's async connection outside its loop
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+        if self._loop is None or _running_loop() is self._loop:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._close_in_loop)
+        except RuntimeError:  # the loop is closed, and will not use the connection any more
+            self._finish()
+
+    def _close_in_loop(self) -> None:
+        """Close what another thread could not: the loop itself may be at work on the connection."""
+        assert self._loop is not None
+        self._parting = self._loop.create_task(greenlet_spawn(self._close))
+
+    def _finish(self) -> None:
+        driver = self.driver_connection
+        finish = getattr(getattr(driver, "pgconn", None), "finish", None)  # psycopg's
+        finish = finish or getattr(getattr(driver, "_conn", None), "close", None)  # pyodbc's, inside aioodbc's
+        if finish is not None:
             finish()
 
     def park(self) -> None:
@@ -231,46 +357,20 @@ class SqlSession:
         wire. Its descriptor becomes the null device, since the child's copy would keep the
         session, and its locks, alive after the parent has died.
         """
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.driver_connection))
-        if self._socket is None:
+        if self.socket is None:
             return
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._socket))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.socket))
+        seen = self._seen if same_file(self._seen, self.socket) else None
         null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (self._socket.fileno(), socket_number(self.driver_connection)):
+        for descriptor in (self.socket.fileno(), socket_number(self.driver_connection), seen):
             if descriptor is not None:
                 os.dup2(null, descriptor, inheritable=False)
         os.close(null)
-
-
-def _watch_peer(connection: socket.socket | None) -> select.poll | None:
-    """Return what tells in no time whether the peer has closed; data is not asked for."""
-    if connection is None or not hasattr(select, "POLLRDHUP"):
-        return None
-    poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
-    return poll
-
-
-def _duplicate_socket(driver_connection: Any) -> socket.socket | None:
-    """Return a second handle of the session's socket, None where the driver shows none."""
-    descriptor = socket_number(driver_connection)
-    return None if descriptor is None else socket.socket(fileno=os.dup(descriptor))
-
-
-def socket_number(driver_connection: Any) -> int | None:
-    """Return the descriptor of a driver connection's socket, None where the driver shows none."""
-    if hasattr(driver_connection, "fileno"):  # psycopg, psycopg2, mysqlclient
-        return int(driver_connection.fileno())
-    # The other drivers keep theirs private, and there is no other way to it.
-    stream = getattr(driver_connection, "_transport", None)  # asyncpg, asyncmy
-    stream = stream or getattr(driver_connection, "_writer", None)  # aiomysql
-    found = getattr(driver_connection, "_sock", None)  # PyMySQL
-    found = stream.get_extra_info("socket") if stream is not None else found
-    return None if found is None else int(found.fileno())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -280,7 +380,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, for a message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -59,6 +59,10 @@ class Stock:
                 self._opening -= 1
         return session
 
+    def has_idle(self) -> bool:
+        """Tell whether a session is at hand."""
+        return bool(self._idle)
+
     def __contains__(self, session: Session) -> bool:
         return session in self._all
 
@@ -89,8 +93,10 @@ class Stock:
         with self._mutex:
             self._all.discard(session)
             self._everything.discard(session)
-        session.end()
-        self._lost(session)
+        try:
+            session.end()
+        finally:
+            self._lost(session)
 
     def end_all(self) -> None:
         """End every session, lent or idle, and keep none from now on."""

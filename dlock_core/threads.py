@@ -10,6 +10,7 @@ import functools
 import queue
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -25,33 +26,40 @@ class Workers:
     """Threads of one provider; there are as many as statements run at one time."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._idle: list[_Worker] = []
+        self._idle: list[_Worker] = []  # each step on it is atomic, so that it needs no mutex
 
     def submit(self, function: Callable[[], R]) -> Future[R]:
-        """Run the function in a thread at once."""
+        """Run the function in a thread at once, and return its future."""
         future: Future[R] = Future()
         future.set_running_or_notify_cancel()
-        with self._mutex:
-            worker = self._idle.pop() if self._idle else None
+        self.put(functools.partial(_fulfil, future, function))
+        return future
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Run a job, which never raises, in a thread at once.
+
+        A signal handler may raise in here: then the job is run or it is not, and at worst a worker waits for
+        ever for one.
+        """
+        worker = None
+        with suppress(IndexError):
+            worker = self._idle.pop()
         if worker is None:
             worker = _Worker(self)
             threading.Thread(target=worker.run, name="dlock-worker", daemon=True).start()
-        worker.jobs.put(functools.partial(_fulfil, future, function))
-        return future
+        worker.jobs.put(job)
 
     def rest(self, worker: _Worker) -> None:
         """Take back a worker whose job is done."""
-        with self._mutex:
-            self._idle.append(worker)
+        self._idle.append(worker)
 
     def dismiss(self, worker: _Worker) -> bool:
         """Let an idle worker go, unless a job is on its way to it."""
-        with self._mutex:
-            if worker not in self._idle:
-                return False
+        try:
             self._idle.remove(worker)
-            return True
+        except ValueError:
+            return False
+        return True
 
 
 class _Worker:

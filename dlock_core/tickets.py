@@ -10,7 +10,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Hashable
+    from weakref import WeakMethod
 
     from .contexts import Context, Latch
     from .dialects.base import Session
@@ -81,6 +83,7 @@ class Ticket:
         once: Whether he tries only once.
         home: The part of this process whose sessions he can use.
         alone: Whether he must get the lock from the server itself.
+        loop: The event loop that his driver needs.
     """
 
     __slots__ = (
@@ -91,6 +94,7 @@ class Ticket:
         "key",
         "latch",
         "lent",
+        "loop",
         "once",
         "owner",
         "pid",
@@ -100,16 +104,28 @@ class Ticket:
         "state",
         "thread",
         "token",
+        "told",
     )
 
     def __init__(
-        self, key: object, context: Context, *, shared: bool, once: bool, home: Any = None, alone: bool = False
+        self,
+        key: object,
+        context: Context,
+        *,
+        shared: bool,
+        once: bool,
+        home: Any = None,
+        alone: bool = False,
+        loop: AbstractEventLoop | None = None,
     ) -> None:
         self.key = key
         self.shared = shared
         self.once = once
         self.home = home
         self.alone = alone
+        self.loop = loop
+        self.told: WeakMethod[Callable[[], None]] | None = None
+        """What is to be told of the loss of the lock, while it lives."""
         self.polite = False
         self.token: int | None = None
         self.lent: Any = None

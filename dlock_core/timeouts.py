@@ -8,7 +8,9 @@ from numbers import Real
 
 from .errors import shown
 
-__all__ = ["Deadline", "parse_timeout"]
+__all__ = ["FOR_EVER", "Deadline", "parse_timeout"]
+
+NEAR = 0.01
 
 
 def parse_timeout(value: object) -> float | None:
@@ -17,8 +19,8 @@ def parse_timeout(value: object) -> float | None:
     Raises:
         ValueError: It is negative, not a number, or not a number at all.
     """
-    if value is None:
-        return None
+    if value is None or (type(value) is float and 0 <= value < math.inf):  # the common case
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(_refusal(value))  # noqa: TRY004 - threading.Lock raises it too
     try:
@@ -52,6 +54,14 @@ class Deadline:
         return self.at is not None and time.monotonic() >= self.at
 
     @property
+    def near(self) -> bool:
+        """Whether little time is left: a hundredth of a second."""
+        return self.at is not None and time.monotonic() >= self.at - NEAR
+
+    @property
     def waited(self) -> float:
         """Seconds since this deadline was set."""
         return time.monotonic() - self.started
+
+
+FOR_EVER = Deadline(None)

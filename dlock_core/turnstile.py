@@ -6,14 +6,12 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .timeouts import Deadline
+from .timeouts import FOR_EVER
 
 if TYPE_CHECKING:
     from .contexts import Context, Latch
 
 __all__ = ["Turnstile"]
-
-FOR_EVER = Deadline(None)
 
 
 class Turnstile:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import click
+
+    from ..provider import LockProvider
+
+__all__ = ["dlock_commands", "main"]
+
+# Imports are inside the functions: the core installs without click and rich, and whoever lacks them should read
+# what to install, not a traceback.
 
 
 def main() -> None:
     """Run the `dlock` command line and exit with its status."""
-    # Imported here: the core installs without click and rich, and whoever lacks
-    # them should read what to install, not a traceback.
     try:
         from .group import dlock
     except ModuleNotFoundError as error:
@@ -20,3 +29,21 @@ def main() -> None:
         sys.stderr.write(f"{missing} is missing: pip install 'dlock-suite[cli]'\n")
         sys.exit(2)
     dlock(prog_name="dlock")
+
+
+def dlock_commands(
+    factory: Callable[..., LockProvider], *, name: str = "dlock", params: Sequence[click.Parameter] = ()
+) -> click.Group:
+    """Return `run`, `list`, `show`, `terminate`, `check` and `name` for an application's own command line.
+
+    Args:
+        factory: Returns the application's lock provider when a command needs it; it is left open.
+        name: Of the group.
+        params: Options of the group, such as `--database`; the factory is called with their values by name.
+
+    Raises:
+        ModuleNotFoundError: click or rich is missing: install `dlock-suite[cli]`.
+    """
+    from .group import mounted
+
+    return mounted(factory, name=name, params=params)

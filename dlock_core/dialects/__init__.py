@@ -5,20 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
+from .mssql import MSSQL
 from .mysql import MySQL
+from .oracle import Oracle
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
 if TYPE_CHECKING:
     from .base import ServerDialect
 
-__all__ = ["find_dialect", "refusal_to_share"]
+__all__ = ["find_dialect", "refusal_to_fence", "refusal_to_share"]
 
-DATABASES: dict[str, type[PostgreSQL | MySQL | SQLite]] = {
-    "PostgreSQL": PostgreSQL,
-    "MySQL": MySQL,
-    "MariaDB": MySQL,
-    "SQLite": SQLite,
+Kind = type[PostgreSQL | MySQL | MSSQL | Oracle | SQLite]
+# By SQLAlchemy's name of the dialect.
+DATABASES: dict[str, tuple[str, Kind]] = {
+    "postgresql": ("PostgreSQL", PostgreSQL),
+    "mysql": ("MySQL", MySQL),
+    "mariadb": ("MariaDB", MySQL),
+    "mssql": ("SQL Server", MSSQL),
+    "oracle": ("Oracle", Oracle),
+    "sqlite": ("SQLite", SQLite),
 }
 
 
@@ -28,13 +34,23 @@ def find_dialect(name: str) -> ServerDialect | SQLite:
     Raises:
         UnsupportedError: There are none for it.
     """
-    for database, locks in DATABASES.items():
-        if database.lower() == name:
-            return locks()
-    raise UnsupportedError(f"no locks for the database {name!r}: use an engine for {', '.join(DATABASES)}")
+    if name in DATABASES:
+        return DATABASES[name][1]()
+    known = ", ".join(database for database, _ in DATABASES.values())
+    raise UnsupportedError(f"no locks for the database {name!r}: use an engine for {known}")
 
 
 def refusal_to_share(locks: ServerDialect | SQLite) -> str:
     """Say that a database has no shared locks, and which ones have."""
-    able = [database for database, kind in DATABASES.items() if kind.capabilities.shared]
-    return f"{locks.capabilities.mechanism} has no shared locks; {' and '.join(able)} have"
+    able = [database for database, kind in DATABASES.values() if kind.capabilities.shared]
+    return f"{locks.capabilities.mechanism} has no shared locks; {_listed(able)} have"
+
+
+def refusal_to_fence(locks: ServerDialect | SQLite) -> str:
+    """Say that a database has no fencing tokens, and which ones have."""
+    able = [database for database, kind in DATABASES.values() if kind.capabilities.fencing]
+    return f"{locks.capabilities.mechanism} has no fencing tokens; {_listed(able)} have"
+
+
+def _listed(databases: list[str]) -> str:
+    return f"{', '.join(databases[:-1])} and {databases[-1]}"

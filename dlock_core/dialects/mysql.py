@@ -21,13 +21,14 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import keys
 from ..errors import DeadlockError, LockConnectionError, UnsafeEnvironmentError
-from .base import Capabilities, error_number
+from .base import PING, Capabilities, error_number
+from .mysql_view import MySQLView
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..keys import Key
-    from .base import Statements
+    from .base import EndableStatements, Statements
 
 __all__ = ["MySQL"]
 
@@ -43,15 +44,16 @@ HAZARDS = text("""
 """)
 
 # Limits that would end a waiter, or an idle holder; on Windows less than a year is allowed. MariaDB's
-# limits on idle transactions are for whoever sets autocommit aside.
+# limits on idle transactions are for whoever sets autocommit aside. The variables are for whoever inspects.
 MYSQL_SETTINGS = text("""
-    SET SESSION wait_timeout = IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000),
-                max_execution_time = 0
+    SET SESSION wait_timeout = COALESCE(:idle, IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000)),
+                max_execution_time = 0, @dlock_session = :label, @dlock_since = UNIX_TIMESTAMP()
 """)
 MARIADB_SETTINGS = text("""
-    SET SESSION wait_timeout = IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000),
+    SET SESSION wait_timeout = COALESCE(:idle, IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000)),
                 max_statement_time = 0, idle_transaction_timeout = 0,
-                idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0
+                idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0,
+                @dlock_session = :label, @dlock_since = UNIX_TIMESTAMP()
 """)
 
 TRY = text("""
@@ -84,22 +86,35 @@ class MySQL:
         server_waits=True,
         detects_deadlocks=True,
         across_machines=True,
+        lease=True,
     )
 
+    ping = PING
     token = TOKEN
+    view = MySQLView()
 
     def name(self, prefix: str, key: Key) -> str:
         return keys.mysql_name(prefix, key)
 
-    def guard(self, session: Statements, *, unsafe_ok: bool) -> bool:
+    def lost(self, error: BaseException) -> bool:  # noqa: ARG002 - SQLAlchemy knows them all
+        return False
+
+    def guard(
+        self,
+        session: Statements,
+        *,
+        unsafe_ok: bool,
+        another: Callable[[], EndableStatements] | None = None,  # noqa: ARG002 - one session tells all
+    ) -> bool:
         hazard = () if unsafe_ok else session.first(HAZARDS)
         if hazard:
             variable, value = hazard
             raise UnsafeEnvironmentError(_refusal(variable.lower(), value))
         return True
 
-    def prepare(self, session: Statements, *, label: str) -> None:  # noqa: ARG002 - the lock's name shows the key
-        session.first(MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS)
+    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:
+        settings = MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS
+        session.first(settings, label=label, idle=None if lease is None else math.ceil(lease))
 
     def acquire(
         self,

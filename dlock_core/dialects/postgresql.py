@@ -17,12 +17,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from .. import keys
-from ..errors import DeadlockError, UnsafeEnvironmentError
-from .base import Capabilities, sqlstate
+from ..errors import DeadlockError, UnsafeEnvironmentError, UnsupportedError
+from .base import PING, Capabilities, sqlstate
+from .postgresql_probe import check_locks, check_pooler
+from .postgresql_view import PostgreSQLView
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..keys import Key
-    from .base import Statements
+    from .base import EndableStatements, Statements
 
 __all__ = ["PostgreSQL", "milliseconds"]
 
@@ -36,7 +40,7 @@ ABOUT = text("SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()
 SETTINGS = text("""
     SELECT count(pg_catalog.set_config(s.name, v.value, false))
     FROM (VALUES ('statement_timeout', '0'), ('lock_timeout', '0'), ('transaction_timeout', '0'),
-                 ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
+                 ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', :idle),
                  ('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'),
                  ('tcp_keepalives_count', '3'), ('application_name', :label)) AS v (name, value)
     JOIN pg_catalog.pg_settings AS s USING (name)
@@ -90,24 +94,29 @@ class PostgreSQL:
         server_waits=True,
         detects_deadlocks=True,
         across_machines=True,
+        lease=True,
     )
+    ping = PING
     token = TOKEN
+    view = PostgreSQLView()
 
     def name(self, prefix: str, key: Key) -> int:
         return keys.int64(prefix, key)
 
-    def guard(self, session: Statements, *, unsafe_ok: bool) -> bool:
+    def __init__(self) -> None:
+        self._probed = False
+
+    def lost(self, error: BaseException) -> bool:  # noqa: ARG002 - SQLAlchemy knows them all
+        return False
+
+    def guard(
+        self, session: Statements, *, unsafe_ok: bool, another: Callable[[], EndableStatements] | None = None
+    ) -> bool:
         pid, standby, version = session.first(ABOUT)
         ours = _backend_pid(session.driver_connection)
         direct = ours is None or ours == pid
         if unsafe_ok:
             return direct
-        if not direct:
-            raise UnsafeEnvironmentError(
-                "a connection pooler stands between us and PostgreSQL (the driver was promised backend "
-                f"{ours}, backend {pid} answers): in transaction pooling two clients would hold one lock. "
-                "Give the lock provider a URL of its own that reaches the server directly"
-            )
         if standby:
             raise UnsafeEnvironmentError(
                 "this PostgreSQL server is a standby: a lock here excludes nobody on the primary. "
@@ -117,10 +126,29 @@ class PostgreSQL:
             raise UnsafeEnvironmentError(
                 "this server is CockroachDB, whose advisory locks do nothing: use a PostgreSQL server for locks"
             )
+        if not self._probed:
+            self._probe(session, direct, another)
         return True
 
-    def prepare(self, session: Statements, *, label: str) -> None:
-        session.first(SETTINGS, label=label)
+    def _probe(self, session: Statements, direct: bool, another: Callable[[], EndableStatements] | None) -> None:
+        """Find out, once for each provider, what a server cannot tell of itself."""
+        if another is None:
+            if not direct:
+                raise UnsafeEnvironmentError(
+                    "a connection pooler stands between us and PostgreSQL (the driver was promised another backend "
+                    "than the one that answers): in transaction pooling two clients would hold one lock. "
+                    "Use a LockProvider, which can tell session pooling from it, or connect directly"
+                )
+            return
+        if not direct:
+            check_pooler(session, another)
+        check_locks(session)
+        self._probed = True
+
+    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:
+        if lease is not None and (session.sqla.server_version_info or ()) < (14,):
+            raise UnsupportedError("lease: PostgreSQL ends idle sessions (idle_session_timeout) from version 14 on")
+        session.first(SETTINGS, label=label, idle=milliseconds(lease))
         try:
             session.first(CHECK_CLIENT)
         except DBAPIError as error:

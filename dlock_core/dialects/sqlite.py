@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import keys
 from ..errors import LockConnectionError
@@ -24,6 +24,8 @@ from .sqlite_files import SideFiles
 from .sqlite_memory import MemoryLocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine, Pool
 
     from ..keys import Key
@@ -50,8 +52,12 @@ class SQLite:
     def name(self, prefix: str, key: Key) -> str:
         return keys.file_name(prefix, key)
 
-    def open(self, engine: Engine, pool: Pool) -> Session:
-        """Return a session; the first call asks SQLite itself where the database is.
+    def open(self, engine: Engine, pool: Pool, label: str, watch: Callable[[Any], None]) -> Session:
+        """Return a session, which asks to be watched while it holds a lock; see `place`."""
+        return self.place(engine, pool).session(label, watch)
+
+    def place(self, engine: Engine, pool: Pool) -> SideFiles | MemoryLocks:
+        """Return where the locks are; the first call asks SQLite itself where the database is.
 
         Raises:
             LockConnectionError: The database cannot be opened.
@@ -60,7 +66,7 @@ class SQLite:
             file = _database_file(engine, pool)
             with self._mutex:
                 self._place = self._place or (SideFiles(Path(file)) if file else MemoryLocks.of(engine))
-        return self._place.session()
+        return self._place
 
     def after_fork(self) -> None:
         """Start anew in a forked child."""

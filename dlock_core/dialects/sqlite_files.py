@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
 import stat
 import threading
 from collections import OrderedDict
-from contextlib import suppress
-from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..errors import LockConnectionError, LockLostError, UnsafeEnvironmentError
+from ..errors import LockConnectionError, LockLostError, NotPermittedError, UnsafeEnvironmentError
+from .base import WithoutServer
+from .sqlite_owners import Notes, Owners, sights
+from .sqlite_paths import draft_of, filesystem_of, make_file, make_folder, own
+from .views import Finding, Look
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from .base import Session
@@ -35,6 +39,8 @@ __all__ = ["SideFiles"]
 
 # Open files without a lock, kept for the next use of their keys.
 SPARE_FILES = 8
+# How the kernel calls file systems of other machines.
+NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs", "9p", "afs")
 
 GATE = ("BEGIN IMMEDIATE", "PRAGMA user_version=1")
 WRITER = ("BEGIN EXCLUSIVE", "PRAGMA user_version=1")
@@ -110,9 +116,38 @@ class SideFiles:
         self._mutex = threading.Lock()
         self._spare: OrderedDict[str, SideFile] = OrderedDict()
         self._lent: set[SideFile] = set()
+        self.owners = Owners(self._folder, database)
 
-    def session(self) -> Session:
-        return SideFileSession(self)
+    def session(self, label: str, watch: Callable[[Any], None]) -> Session:
+        return SideFileSession(self, label, watch)
+
+    def look(self, name: str | None) -> Look:
+        return Look(sights(self._folder, name))
+
+    def findings(self) -> list[Finding]:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        kind = filesystem_of(self._database)
+        on_network = kind.startswith(NETWORK)
+        said = f"{self._folder} is on {kind or 'an unknown file system'}"
+        return [
+            Finding("server", None, f"SQLite {sqlite3.sqlite_version}, for the processes of this machine"),
+            Finding("file system", not on_network, f"{said}{', which cannot be trusted with locks' * on_network}"),
+            Finding("open files", None, f"{files} for each process (ulimit -n): one or two for each held lock"),
+        ]
+
+    def break_lock(self, name: str) -> None:
+        """Take a lock from whoever holds it: its files go, and he finds at his next look that he lost it.
+
+        Raises:
+            NotPermittedError: This user may not delete in the folder.
+        """
+        for path in (self._folder / f"{name}.readers", self._folder / name):
+            try:
+                path.unlink(missing_ok=True)
+            except PermissionError as error:
+                raise NotPermittedError(
+                    f"this user may not delete {path}: do it as the folder's owner, or end the process that holds it"
+                ) from error
 
     def exists(self, name: str) -> bool:
         return os.path.lexists(self._folder / name)
@@ -146,9 +181,9 @@ class SideFiles:
         """Count the grants of a name in a file of its own, while holding it; what was counted is on disk."""
         path = self._folder / f"{name}.token"
         token = 1 + (int(path.read_text()) if path.exists() else 0)
-        draft = _draft(path)
+        draft = draft_of(path)
         with draft.open("x") as file:
-            _own(draft, stat.S_IMODE(self._database.stat().st_mode), self._database.stat())
+            own(draft, stat.S_IMODE(self._database.stat().st_mode), self._database.stat())
             file.write(str(token))
             file.flush()
             os.fsync(file.fileno())
@@ -167,8 +202,8 @@ class SideFiles:
             return
         try:
             like = self._database.stat()
-            _make_folder(self._folder, like)
-            _make_file(self._folder / name, like)
+            make_folder(self._folder, like)
+            make_file(self._folder / name, like)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise _failure(self._folder, error) from error
@@ -184,27 +219,35 @@ class SideFiles:
         them, which would refuse this child the same keys for ever.
         """
         self._mutex = threading.Lock()
+        self.owners.after_fork()
         for file in [*self._lent, *self._spare.values()]:
             file.close()
         self._lent.clear()
         self._spare.clear()
 
 
-class SideFileSession:
+class SideFileSession(WithoutServer):
     """One holder of one key."""
 
     fresh = True
+    ended = False
 
-    def __init__(self, files: SideFiles) -> None:
+    def __init__(self, files: SideFiles, label: str, watch: Callable[[Any], None]) -> None:
         self._files = files
+        self._watch = watch
         self._pid = os.getpid()
         self._held: list[SideFile] = []
+        self._notes = Notes(files.owners, label)
 
     def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:  # noqa: ARG002
         """Try once, whatever the timeout: SQLite has no queue."""
         while True:
             granted = self._read(name) if shared else self._write(name)
             if all(file.intact for file in self._held):
+                files = [(file.path.name, *file.identity) for file in self._held]
+                self._notes.tried(name, granted=granted, shared=shared, key=label or "", files=files)
+                if granted and not self.watched:
+                    self._watch(self)
                 return granted
             self.end()  # somebody deleted or replaced a file: what we locked excludes nobody
 
@@ -248,6 +291,7 @@ class SideFileSession:
         if not self._held:
             raise LockLostError("the side file was closed while it was locked")
         intact = all(file.intact for file in self._held)
+        self._notes.erase()
         self._give_all()
         return intact
 
@@ -255,11 +299,21 @@ class SideFileSession:
         return self._files.next_token(name)
 
     def alive(self) -> bool:
-        return bool(self._held) and all(file.intact for file in self._held)
+        return bool(self._held) and all(file.intact for file in list(self._held))
+
+    @property
+    def locks(self) -> int:
+        """How many files it holds, for the watch."""
+        return len(self._held)
+
+    def hung_up(self) -> bool:
+        """Tell whether somebody deleted or replaced a side file."""
+        return not all(file.intact for file in list(self._held))
 
     def end(self) -> None:
         held, self._held = self._held, []
         if self._pid == os.getpid():
+            self._notes.erase()
             for file in held:
                 self._files.drop(file)
 
@@ -293,42 +347,3 @@ def _failure(path: Path, error: Exception) -> Exception:
         f"SQLite cannot lock the side file {path}: {error}. Each lock held on SQLite needs an open file: "
         "see `ulimit -n`"
     )
-
-
-def _make_folder(folder: Path, like: os.stat_result) -> None:
-    if folder.is_dir():
-        return
-    mode = stat.S_IMODE(like.st_mode)
-    draft = _draft(folder)
-    draft.mkdir()
-    try:
-        _own(draft, mode | (mode & 0o444) >> 2, like)  # whoever may read the database may enter
-        draft.rename(folder)
-    except OSError:
-        draft.rmdir()
-        if not folder.is_dir():  # not just another process that was faster
-            raise
-
-
-def _make_file(path: Path, like: os.stat_result) -> None:
-    draft = _draft(path)
-    draft.touch(exist_ok=False)
-    try:
-        _own(draft, stat.S_IMODE(like.st_mode), like)
-        os.link(draft, path, follow_symlinks=False)  # unlike rename, never over a file that is locked
-    except FileExistsError:
-        pass  # another process was faster
-    finally:
-        draft.unlink()
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{token_hex(8)}.draft")
-
-
-def _own(path: Path, mode: int, like: os.stat_result) -> None:
-    """Give the database's mode and group, and as root its owner too, as SQLite does with its journal."""
-    owner = like.st_uid if os.geteuid() == 0 else -1
-    with suppress(PermissionError):  # not a member of that group: the mode's other bits decide
-        os.chown(path, owner, like.st_gid)
-    path.chmod(mode)

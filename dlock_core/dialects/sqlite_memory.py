@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, ClassVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
+from .base import WithoutServer
+from .views import Finding, Look, Sight
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
 
     from .base import Session
@@ -23,21 +29,41 @@ class MemoryLocks:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._holders: dict[str, tuple[bool, set[object]]] = {}
+        self._holders: dict[str, tuple[bool, set[MemorySession]]] = {}
         self._tokens: dict[str, int] = {}
+        self.fault: Callable[[], object] | None = None
+        """What happens at every question, for tests."""
 
     @classmethod
     def of(cls, engine: Engine) -> MemoryLocks:
         """Return the locks of this engine's database."""
         database = engine.url.database or ""
         if database.startswith("file:"):
-            return cls._by_name.setdefault(database.partition("?")[0], cls())
+            return cls.named(database.partition("?")[0])
         return cls._by_engine.setdefault(engine, cls())
 
-    def session(self) -> Session:
-        return MemorySession(self)
+    @classmethod
+    def named(cls, name: str) -> MemoryLocks:
+        """Return the locks of a database with a URI name."""
+        return cls._by_name.setdefault(name, cls())
 
-    def acquire(self, name: str, session: object, *, shared: bool) -> bool:
+    def session(self, label: str, watch: Callable[[Any], None]) -> Session:
+        return MemorySession(self, label, watch)
+
+    def look(self, name: str | None) -> Look:
+        with self._mutex:
+            held = [(n, shared, s, len(sessions)) for n, (shared, sessions) in self._holders.items() for s in sessions]
+        return Look([_sight(*one) for one in held if name in (None, one[0])])
+
+    def findings(self) -> list[Finding]:
+        return [Finding("server", None, "a database in memory, for the threads of this process")]
+
+    def break_lock(self, name: str) -> set[MemorySession]:
+        """Take a lock from whoever holds it, and return him."""
+        with self._mutex:
+            return self._holders.pop(name, (False, set()))[1]
+
+    def acquire(self, name: str, session: MemorySession, *, shared: bool) -> bool:
         """Try once."""
         with self._mutex:
             held_shared, holders = self._holders.get(name, (shared, set()))
@@ -46,7 +72,7 @@ class MemoryLocks:
             self._holders[name] = (shared, {*holders, session})
             return True
 
-    def release(self, name: str, session: object) -> bool:
+    def release(self, name: str, session: MemorySession) -> bool:
         """Unlock; False when this session does not hold the name."""
         with self._mutex:
             _, holders = self._holders.get(name, (False, set()))
@@ -57,7 +83,7 @@ class MemoryLocks:
                 del self._holders[name]
             return True
 
-    def holds(self, session: object) -> bool:
+    def holds(self, session: MemorySession) -> bool:
         """Tell whether a session holds anything."""
         with self._mutex:
             return any(session in holders for _, holders in self._holders.values())
@@ -68,7 +94,7 @@ class MemoryLocks:
             self._tokens[name] = self._tokens.get(name, 0) + 1
             return self._tokens[name]
 
-    def free(self, session: object) -> None:
+    def free(self, session: MemorySession) -> None:
         """Unlock all that a session holds."""
         for name in list(self._holders):
             self.release(name, session)
@@ -79,20 +105,42 @@ class MemoryLocks:
         self._holders.clear()
 
 
-class MemorySession:
+class MemorySession(WithoutServer):
     """One holder inside this process."""
 
     fresh = True
+    ended = False
 
-    def __init__(self, locks: MemoryLocks) -> None:
+    def __init__(self, locks: MemoryLocks, label: str, watch: Callable[[Any], None]) -> None:
         self._locks = locks
+        self._watch = watch
         self._pid = os.getpid()
+        self.label = label
+        self.locks = 0
+        self.key: str | None = None
+        self.since: datetime | None = None
 
     def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:  # noqa: ARG002
-        return self._locks.acquire(name, self, shared=shared)
+        self._ask()
+        granted = self._locks.acquire(name, self, shared=shared)
+        if granted:
+            self.locks, self.key, self.since = 1, label or None, datetime.now(UTC)
+            if not self.watched:
+                self._watch(self)
+        return granted
 
     def release(self, name: str, *, shared: bool) -> bool:  # noqa: ARG002
+        self.locks = 0
+        self._ask()
         return self._locks.release(name, self)
+
+    def _ask(self) -> None:
+        if self._locks.fault is not None:
+            self._locks.fault()
+
+    def hung_up(self) -> bool:
+        """Tell whether somebody took the lock away."""
+        return self.locks > 0 and not self._locks.holds(self)
 
     def next_token(self, name: str) -> int:
         return self._locks.next_token(name)
@@ -109,3 +157,16 @@ class MemorySession:
 
     def park(self) -> None:
         """Do nothing: `MemoryLocks.after_fork` has forgotten the parent's holders."""
+
+
+def _sight(name: str, shared: bool, session: Any, readers: int) -> Sight:
+    return Sight(
+        name,
+        granted=True,
+        session=id(session),
+        shared=shared,
+        label=session.label,
+        since=session.since,
+        key=session.key,
+        dies_with=readers - 1,
+    )

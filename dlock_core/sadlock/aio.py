@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -34,13 +35,17 @@ class AsyncSadLock(BaseSadLock[G]):
         """Acquire the lock; see `SadLock.acquire`. A cancelled task leaves nothing held."""
         return await greenlet_spawn(self._acquire, GREENLET, block=block, timeout=timeout)
 
+    async def upgrade(self, timeout: float | None = None) -> bool:
+        """Turn a lock with update=True into an exclusive one; see `SadLock.upgrade`."""
+        return await greenlet_spawn(self._upgrade, GREENLET, timeout)
+
     async def release(self) -> None:
         """Release the lock; see `SadLock.release`."""
-        await greenlet_spawn(self._release)
+        await greenlet_spawn(self._release_amid, sys.exception())
 
     async def aclose(self) -> None:
         """Release the lock if it is held; leave one with xact=True to its transaction."""
-        await greenlet_spawn(self._close)
+        await greenlet_spawn(self._close, sys.exception())
 
     async def __aenter__(self) -> Self:
         """Acquire, or raise LockTimeoutError after `contextual_timeout`."""
@@ -50,7 +55,7 @@ class AsyncSadLock(BaseSadLock[G]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await greenlet_spawn(self._close, error)
+        await greenlet_spawn(self._exit, error)
 
 
 def create_async_sadlock(

@@ -13,7 +13,9 @@ from sqlalchemy import Connection
 from ..errors import LockLostError, LockStateError, LockTimeoutError, shown
 from ..requests import Request
 from ..timeouts import Deadline, parse_timeout
+from .alone import acquire_alone
 from .connections import acquire_on
+from .modes import mode_of
 from .names import actual_key, readable
 from .own import acquire_apart
 from .questions import Ask
@@ -56,6 +58,11 @@ class Hold(Protocol):
         """Whether it is held, as far as this process knows."""
         ...
 
+    @property
+    def to_be_released(self) -> bool:
+        """Whether leaving `with` releases it."""
+        ...
+
     def release(self, key: object) -> None:
         """Unlock."""
         ...
@@ -75,6 +82,7 @@ class BaseSadLock(Generic[G]):
         options: Options,
     ) -> None:
         options.check(caller.dialect, key)
+        self._mode = mode_of(caller.dialect.name, options, key)
         self._given = given
         self._caller = caller
         self._options = options
@@ -82,6 +90,7 @@ class BaseSadLock(Generic[G]):
         self._request = Request(key, actual_key(caller.dialect, key, convert), readable(key), bool(options.shared))
         self._in_use = threading.Lock()
         self._hold: Hold | None = None
+        self._upgraded_hold: Hold | None = None
 
     def __repr__(self) -> str:
         state = "locked" if self.locked else "unlocked"
@@ -106,6 +115,21 @@ class BaseSadLock(Generic[G]):
     def xact(self) -> bool:
         """Whether it ends with the transaction."""
         return bool(self._options.xact)
+
+    @property
+    def update(self) -> bool:
+        """Whether it is held beside shared ones, alone among its kind, and may become exclusive."""
+        return bool(self._options.update)
+
+    @property
+    def lock_mode(self) -> str | None:
+        """SQL Server's or Oracle's mode that was asked for; None on other databases."""
+        return self._mode
+
+    @property
+    def release_on_commit(self) -> bool:
+        """Whether it ends with the transaction, if it is not released before."""
+        return bool(self._options.release_on_commit)
 
     @property
     def locked(self) -> bool:
@@ -137,15 +161,37 @@ class BaseSadLock(Generic[G]):
 
     def _take(self, context: Context, timeout: float | None) -> Hold | None:
         """Take the lock where it belongs, see the modules of the three functions."""
-        subject, ask = self._caller.current(), Ask(self._request, self.xact, context, timeout)
-        if self.xact:
+        subject, ask = self._caller.current(), self._asked(context, timeout)
+        if self.xact or self.release_on_commit:
             return acquire_in_transaction(subject, ask)
         bind = subject if isinstance(subject, Connection) else subject.get_bind()
         if not isinstance(bind, Connection):
-            return acquire_apart(bind, subject, ask)
+            apart = acquire_alone if self.update or self._options.lock_mode is not None else acquire_apart
+            return apart(bind, subject, ask)
         if bind.dialect.name == "sqlite":
             return acquire_apart(bind.engine, bind, ask)
         return acquire_on(bind, None if isinstance(subject, Connection) else subject, ask)
+
+    def _asked(self, context: Context, timeout: float | None) -> Ask:
+        return Ask(self._request, self.xact, context, timeout, self._mode, self.release_on_commit)
+
+    def _upgrade(self, context: Context, timeout: float | None) -> bool:
+        seconds = _seconds(timeout)
+        if not self.update:
+            self._misuse("upgrade() is for a lock made with update=True, which nobody else can be upgrading")
+        if not self._in_use.acquire(blocking=False):
+            self._misuse("another thread or task is using this lock object; make one for each use")
+        try:
+            if self._hold is None or not self.locked:
+                self._misuse("upgrade() on a lock that is not held")
+            if self._upgraded_hold is self._hold:
+                self._misuse("upgrade() on a lock that is exclusive already")
+            upgraded: bool = self._hold.upgrade(self._asked(context, seconds))  # type: ignore[attr-defined]
+            if upgraded:
+                self._upgraded_hold = self._hold
+        finally:
+            self._in_use.release()
+        return upgraded
 
     def _enter(self, context: Context) -> None:
         deadline = Deadline(self._contextual_timeout)
@@ -169,25 +215,31 @@ class BaseSadLock(Generic[G]):
             log.debug("released %s", shown(self._request.key))
         self._hold = None
 
-    def _close(self, error: BaseException | None = None) -> None:
-        """Release what is still held, without ever hiding the body's own exception."""
-        if self._hold is None or self._hold.ends_with_transaction:
-            return
+    def _release_amid(self, error: BaseException | None) -> None:
+        """Release while an exception is under way, None for none.
+
+        A cancel or Ctrl-C in a statement ends its connection, and the lock with it: that is no loss.
+        """
         try:
             self._release()
+        except LockLostError as lost:
+            if error is None or isinstance(error, Exception):
+                raise
+            log.debug("released with its connection: %s", lost)
+
+    def _close(self, error: BaseException | None) -> None:
+        if self._hold is not None and self._hold.to_be_released:
+            self._release_amid(error)
+
+    def _exit(self, error: BaseException | None) -> None:
+        """Release what is still held, without ever hiding the body's own exception."""
+        try:
+            self._close(error)
         except Exception as failure:
             if error is None:
                 raise
-            self._tell(failure, error)
-
-    def _tell(self, failure: Exception, error: BaseException) -> None:
-        key = shown(self._request.key)
-        if isinstance(failure, LockLostError) and not isinstance(error, Exception):
-            # SQLAlchemy ends a connection whose statement was cancelled, and the lock with it.
-            log.debug("key %s was released with its connection: %s", key, failure)
-            return
-        error.add_note(f"dlock: and then the release of key {key} failed: {failure}")
-        log.error("release of key %s failed", key, exc_info=failure)
+            error.add_note(f"dlock: and then the release of key {shown(self._request.key)} failed: {failure}")
+            log.exception("release of key %s failed", shown(self._request.key))
 
     def _misuse(self, what: str) -> NoReturn:
         raise LockStateError(f"key {shown(self._request.key)}: {what}", key=self._request.key)

@@ -20,9 +20,11 @@ from ..errors import (
     LockError,
     LockStateError,
     UnsafeEnvironmentError,
+    UnsupportedError,
     shown,
 )
-from ..session import SqlSession, connection_lost, socket_number
+from ..session import SqlSession, connection_lost
+from ..sockets import socket_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, TextClause
 
-__all__ = ["CallerSession", "asking"]
+    from ..dialects.base import ServerDialect
+
+__all__ = ["ANSWERS", "CallerSession", "asking", "named"]
 
 # Errors that are the server's own answer to a question for a lock: nothing was granted, or it was undone.
-ANSWERS = (DBAPIError, DeadlockError, LockStateError, UnsafeEnvironmentError)
+ANSWERS = (DBAPIError, DeadlockError, LockStateError, UnsafeEnvironmentError, UnsupportedError)
 
 
 class CallerSession(SqlSession):
@@ -45,7 +49,8 @@ class CallerSession(SqlSession):
 
     def __init__(self, connection: Connection) -> None:
         driver_connection = connection.connection.dbapi_connection
-        super().__init__(connection.engine, driver_connection, find_dialect(connection.dialect.name), "")  # type: ignore[arg-type]
+        locks: ServerDialect = find_dialect(connection.dialect.name)  # type: ignore[assignment] # SQLite's are elsewhere
+        super().__init__(connection.engine, driver_connection, locks, None, "")
         self.unbegun = not connection.in_transaction()
 
     @classmethod
@@ -100,21 +105,22 @@ class CallerSession(SqlSession):
     @property
     def autocommit(self) -> bool:
         """Whether each statement is a transaction of its own."""
-        return getattr(self._connection, "autocommit", False) is True
+        connection = self._connection  # pymssql's `autocommit` is a method
+        return getattr(connection, "autocommit_state", getattr(connection, "autocommit", False)) is True
 
     def end_under(self, connection: Connection, error: BaseException) -> None:
         """End the session on the server, and tell SQLAlchemy, which may know a statement of it unfinished."""
         if not self._may_close():
-            self._hang_up()  # a helper thread still waits in the driver, whose close would wait for it
+            self.hang_up()  # a helper thread still waits in the driver, whose close would wait for it
         with suppress(ResourceClosedError):
             connection.invalidate(error)
         self.end()
 
     def leave(self) -> None:
         """Close our second handle of the socket, which would keep the session alive beyond the caller's close."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
 
 @contextmanager
@@ -137,15 +143,15 @@ def asking(
     except BaseException as error:
         if connection_lost(error) or not isinstance(error, answers):
             session.end_under(connection, error)
-        named = _named(error, key)
-        if named is error:
+        ours = named(error, key)
+        if ours is error:
             raise
-        raise named from error
+        raise ours from error
     finally:
         session.leave()
 
 
-def _named(error: BaseException, key: object) -> BaseException:
+def named(error: BaseException, key: object) -> BaseException:
     """Return the error as the user should see it: it names the key, and is ours if the session is gone."""
     if isinstance(error, LockError):
         return type(error)(f"key {shown(key)}: {error}", key=key)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import LockConnectionError, LockLostError, shown
 from .caller import CallerSession, asking
 from .holds import holds_of, watch_pools
-from .questions import locks_on_caller, refuse_second, wait_for
+from .questions import locks_on_caller, refuse_second, wait_for, wait_for_upgrade
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -58,6 +58,7 @@ class ConnectionHold:
     """A session-level lock as its holder sees it."""
 
     ends_with_transaction = False
+    to_be_released = True
 
     def __init__(self, connection: Connection, orm_session: Session | None, held: HeldByConnection) -> None:
         self._connection = connection
@@ -69,6 +70,11 @@ class ConnectionHold:
     def alive(self) -> bool:
         held = self._held
         return not held.ended and held.session.is_under(self._connection) and not held.session.hung_up()
+
+    def upgrade(self, ask: Ask) -> bool:
+        """Make it exclusive."""
+        with asking(self._connection, self._held.session, ask.request.key):
+            return wait_for_upgrade(self._held.session, self._held.locks, ask)
 
     def release(self, key: object) -> None:
         """Unlock on the very connection that holds the lock, or say that it was lost."""
@@ -119,7 +125,7 @@ def acquire_on(connection: Connection, orm_session: Session | None, ask: Ask) ->
         return None
     watch_pools()
     session = CallerSession.under(connection, ask.request.key)
-    locks = locks_on_caller(connection.dialect.name)
+    locks = locks_on_caller(connection.dialect.name, ask)
     held = HeldByConnection(session, locks, ask.request, connection.connection)
     with asking(connection, session, ask.request.key):
         if not holds.guarded:

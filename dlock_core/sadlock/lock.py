@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -46,6 +47,24 @@ class SadLock(BaseSadLock[G]):
         """
         return self._acquire(BLOCKING, block=block, timeout=timeout)
 
+    def upgrade(self, timeout: float | None = None) -> bool:
+        """Turn a lock with update=True into an exclusive one, when those who share it have left.
+
+        In vain, and after an error that is no loss, it is held as before. Its release releases both.
+
+        Args:
+            timeout: Seconds; None waits for ever, 0 or less tries once.
+
+        Returns:
+            Whether it is exclusive now.
+
+        Raises:
+            LockStateError: It is not held, exclusive already, or not an update lock.
+            LockLostError: The server says that it was lost.
+            DeadlockError: The wait could never end.
+        """
+        return self._upgrade(BLOCKING, timeout)
+
     def release(self) -> None:
         """Release the lock.
 
@@ -53,11 +72,11 @@ class SadLock(BaseSadLock[G]):
             LockStateError: It is not held, or it ends with its transaction (xact=True).
             LockLostError: It was lost while we held it; somebody else may have held it.
         """
-        self._release()
+        self._release_amid(sys.exception())
 
     def close(self) -> None:
         """Release the lock if it is held; leave one with xact=True to its transaction."""
-        self._close()
+        self._close(sys.exception())
 
     def __enter__(self) -> Self:
         """Acquire, or raise LockTimeoutError after `contextual_timeout`."""
@@ -67,7 +86,7 @@ class SadLock(BaseSadLock[G]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._close(error)
+        self._exit(error)
 
 
 def create_sadlock(
@@ -95,20 +114,22 @@ def create_sadlock(
       the lock leave it held until it is released.
     - With `xact=True` the lock ends with the transaction and only so; leaving `with` before leaves
       it held. It is always on the caller's own connection.
-    - On SQLite the lock is a side file beside the caller's database, as for `LockProvider`; for a
-      database in memory it is valid within this process.
+    - On SQLite the lock is a side file beside the caller's database, as for `LockProvider`, and held
+      until it is released, whatever becomes of the connection; for a database in memory it is valid
+      within this process.
+    - A lock object that is garbage is released: on a connection, at the latest when that is closed.
 
     Args:
         connection_or_session: A Connection, a Session or a scoped_session.
-        key: int, str, bytes, bytearray or memoryview; on MySQL and MariaDB also float.
+        key: int, str, bytes, bytearray or memoryview; also float except on PostgreSQL and SQLite.
         contextual_timeout: Seconds that `with` waits; None is for ever, 0 or less one try.
-        convert: Makes the database's name for the lock out of the key: an int for PostgreSQL, a str
-            for MySQL and MariaDB.
-        shared: Share it with others who ask for it shared (PostgreSQL, SQLite).
-        xact: Hold it for the rest of the transaction (PostgreSQL).
-        update: SQL Server's update lock.
-        lock_mode: Oracle's mode.
-        release_on_commit: Oracle's release at commit.
+        convert: Makes the database's name for the lock out of the key: an int for PostgreSQL and Oracle,
+            a str for the others.
+        shared: Share it with others who ask for it shared (PostgreSQL, SQL Server, Oracle, SQLite).
+        xact: Hold it for the rest of the transaction (PostgreSQL, SQL Server).
+        update: Share it with readers, but with nobody else who may `upgrade()` (SQL Server, Oracle).
+        lock_mode: Any other mode, by the database's own name (SQL Server, Oracle); see their pages.
+        release_on_commit: Release it at the end of the transaction, if not before (Oracle).
 
     Raises:
         TypeError: `connection_or_session` is something else, or the key is (LockKeyTypeError).

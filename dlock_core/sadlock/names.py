@@ -1,7 +1,7 @@
 """From a key to the server's name for it, as sqlalchemy-dlock 0.9 maps it: both exclude each other.
 
 The names are those of `dlock_core.keys` for a provider without prefix. What 0.9 accepts beyond that
-(bytearray, memoryview, float on MySQL, the empty text, bool as int) is brought into that form first.
+(bytearray, memoryview, float, the empty text, bool as int) is brought into that form first.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ def actual_key(dialect: Dialect, key: object, convert: Callable[[Any], int | str
     Raises:
         LockKeyTypeError: The key, or what `convert` made of it, is of a type that cannot be a name.
         LockKeyRangeError: An int does not fit in 64 bits with sign.
-        LockKeyError: `convert` made a name that MySQL or MariaDB cannot have.
+        LockKeyError: `convert` made a name that the database cannot have.
     """
     match dialect.name:
         case "postgresql":
             return _int64(key) if convert is None else _converted_int64(key, convert(key))
+        case "oracle":
+            return _oracle(key if convert is None else _converted_int64(key, convert(key), "Oracle"), key)
+        case "mssql":
+            return _named(keys.mssql_name, key) if convert is None else _converted_mssql(key, convert(key))
         case "sqlite":
             return keys.file_name("", _plain(key if convert is None else convert(key), key))
         case _:
-            return _mysql(key) if convert is None else _converted_name(key, convert(key))
+            return _named(keys.mysql_name, key) if convert is None else _converted_name(key, convert(key))
 
 
 def readable(key: object) -> str:
@@ -49,16 +53,20 @@ def _int64(key: object) -> int:
     return keys.int64("", plain)
 
 
-def _mysql(key: object) -> str:
+def _oracle(key: object, given: object) -> int:
+    return keys.oracle_id("", str(key) if isinstance(key, float) else _plain(key, given))
+
+
+def _named(name: Callable[[str, keys.Key], str], key: object) -> str:
     if isinstance(key, int | float):
-        return keys.mysql_name("", str(key))
+        return name("", str(key))
     plain = _plain(key, key)
     if isinstance(plain, bytes):
         try:
             plain = plain.decode()
         except UnicodeDecodeError:
-            return keys.mysql_name("", plain)
-    return keys.mysql_name("", plain)
+            return name("", plain)
+    return name("", plain)
 
 
 def _plain(key: object, given: object) -> str | bytes | int:
@@ -82,10 +90,10 @@ def _encodable(text: str, given: object) -> str:
     return str.__str__(text)
 
 
-def _converted_int64(key: object, converted: object) -> int:
+def _converted_int64(key: object, converted: object, database: str = "PostgreSQL") -> int:
     if not isinstance(converted, int):
         raise LockKeyTypeError(
-            f"key {shown(key)}: convert must return an int for PostgreSQL, not {type(converted).__name__}", key=key
+            f"key {shown(key)}: convert must return an int for {database}, not {type(converted).__name__}", key=key
         )
     if int(converted) not in keys.INT64:
         raise LockKeyRangeError(f"key {shown(key)}: convert returned an int of more than 64 bits with sign", key=key)
@@ -103,6 +111,20 @@ def _converted_name(key: object, converted: object) -> str:
         raise LockKeyError(
             f"key {shown(key)}: convert returned {shown(converted)}; a name has 1 to {keys.MYSQL_MAX} characters "
             "and no NUL, at which the server would cut it",
+            key=key,
+        )
+    return converted
+
+
+def _converted_mssql(key: object, converted: object) -> str:
+    if not isinstance(converted, str):
+        raise LockKeyTypeError(
+            f"key {shown(key)}: convert must return a str for SQL Server, not {type(converted).__name__}", key=key
+        )
+    if not 0 < len(_encodable(converted, key).encode()) <= keys.MSSQL_MAX:
+        raise LockKeyError(
+            f"key {shown(key)}: convert returned {shown(converted)}; a name has 1 to {keys.MSSQL_MAX} bytes of UTF-8, "
+            "beyond which some servers would cut it",
             key=key,
         )
     return converted

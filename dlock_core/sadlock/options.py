@@ -16,9 +16,9 @@ __all__ = ["Options"]
 # The databases, by SQLAlchemy's name of the dialect, that know each option. Who adds a database adds
 # its name here, and lets `Options` reach its statements.
 KNOWN_BY = {
-    "xact": {"postgresql": "PostgreSQL"},
-    "update": {"mssql": "SQL Server"},
-    "lock_mode": {"oracle": "Oracle"},
+    "xact": {"postgresql": "PostgreSQL", "mssql": "SQL Server"},
+    "update": {"mssql": "SQL Server", "oracle": "Oracle"},
+    "lock_mode": {"mssql": "SQL Server", "oracle": "Oracle"},
     "release_on_commit": {"oracle": "Oracle"},
 }
 
@@ -44,7 +44,7 @@ class Options:
             raise UnsupportedError(f"key {shown(key)}: shared={self.shared!r}: {refusal_to_share(locks)}", key=key)
         for option, databases in KNOWN_BY.items():
             value = getattr(self, option)
-            if value and dialect.name not in databases:
+            if value not in (None, False) and dialect.name not in databases:
                 raise UnsupportedError(
                     f"key {shown(key)}: {option}={value!r} means nothing to {dialect.name}: "
                     f"it is an option of {' and '.join(databases.values())}; leave it out",

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine.base import OptionEngine
 
-from ..manager import Manager, Options
+from ..forgotten import Forgotten
+from ..manager import Manager
+from ..options import Options
 from ..tickets import State
-from .forgotten import Forgotten
 from .main_thread import hearing
 from .questions import refuse_second
 
@@ -97,21 +98,18 @@ class OnBehalf:
     def owner(self) -> object:
         return self._owner
 
-    def in_main_thread(self) -> bool:
-        """Say no: each asker has a session of his own, so that a signal costs nobody else a lock."""
-        return False
-
 
 class OwnHold:
     """A lock on a connection of its own, as its holder sees it."""
 
     ends_with_transaction = False
+    to_be_released = True
 
     def __init__(self, lodging: Lodging, ticket: Ticket, context: Context) -> None:
         self._ticket = ticket
         self._release = partial(_release, lodging, ticket, context)
         self.pid = ticket.pid
-        self._finalizer = weakref.finalize(self, Forgotten(ticket.key, self._release))
+        self._finalizer = weakref.finalize(self, Forgotten(ticket.key, self._release, pid=ticket.pid, loop=ticket.loop))
         self._finalizer.atexit = False  # the server frees the locks of a process that ends
 
     @property
@@ -146,7 +144,9 @@ def acquire_apart(engine: Engine, owner: object, ask: Ask) -> OwnHold | None:
         if any(held.owner is owner and held.entry.name == ask.request.name for held in manager.entries.held()):
             refuse_second(ask)
         else:
-            ticket = manager.acquire(ask.request, asker, ask.timeout)
+            asking = manager.ticket(ask.request, asker, ask.timeout)
+            if manager.acquire(asking, ask.request, asker, ask.timeout):
+                ticket = asking
     finally:
         if ticket is None:
             _lodgings.leave(lodging)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..dialects import find_dialect
 from ..dialects.sqlite import SQLite
-from ..errors import DeadlockError, shown
+from ..errors import DeadlockError, LockLostError, shown
 from ..timeouts import Deadline
 from .main_thread import hearing, helpers
+from .modes import MSSQLOnCaller, OracleOnCaller
 from .postgresql import PostgreSQLOnCaller
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from ..contexts import Context
     from ..dialects.base import ServerDialect
     from ..requests import Request
+    from ..session import SqlSession
     from .caller import CallerSession
 
-__all__ = ["Ask", "LocksOnCaller", "locks_on_caller", "refuse_second", "wait_for"]
+__all__ = ["Ask", "LocksOnCaller", "locks_on_caller", "refuse_second", "wait_for", "wait_for_upgrade"]
 
 
 class Ask(NamedTuple):
@@ -30,6 +32,9 @@ class Ask(NamedTuple):
     xact: bool
     context: Context
     timeout: float | None
+    mode: str | None = None
+    """SQL Server's or Oracle's."""
+    release_on_commit: bool = False
 
 
 class LocksOnCaller(Protocol):
@@ -65,18 +70,46 @@ class PlainLocksOnCaller:
         return self._locks.release(session, name, shared=shared, label=None)
 
 
-def locks_on_caller(name: str) -> LocksOnCaller:
-    """Return the locks of a database server, by SQLAlchemy's name of the dialect."""
-    if name == "postgresql":
-        return PostgreSQLOnCaller()
+def locks_on_caller(name: str, ask: Ask) -> LocksOnCaller:
+    """Return the locks of a database server, by SQLAlchemy's name of the dialect, for one question."""
+    match name:
+        case "postgresql":
+            return PostgreSQLOnCaller()
+        case "mssql":
+            assert ask.mode is not None
+            return MSSQLOnCaller(ask.mode, xact=ask.xact)
+        case "oracle":
+            assert ask.mode is not None
+            return OracleOnCaller(ask.mode, release_on_commit=ask.release_on_commit)
     locks = find_dialect(name)
     assert not isinstance(locks, SQLite), "SQLite's locks are on no connection"
     return PlainLocksOnCaller(locks)
 
 
-def wait_for(session: CallerSession, locks: LocksOnCaller, ask: Ask) -> bool:
+def wait_for(session: Any, locks: LocksOnCaller, ask: Ask) -> bool:
     """Ask the server; the longest waits are asked for in several rounds."""
-    question = partial(locks.acquire, session, ask.request.name, shared=ask.request.shared, xact=ask.xact)
+    return _in_rounds(
+        session, ask, partial(locks.acquire, session, ask.request.name, shared=ask.request.shared, xact=ask.xact)
+    )
+
+
+def wait_for_upgrade(session: Any, locks: Any, ask: Ask) -> bool:
+    """Ask the server for the exclusive mode of what is held.
+
+    Raises:
+        LockLostError: Nothing is.
+    """
+
+    def question(*, timeout: float | None) -> bool:
+        granted = locks.upgrade(session, ask.request.name, timeout=timeout)
+        if granted is None:
+            raise LockLostError("the lock was lost: the server says that our session does not hold it")
+        return bool(granted)
+
+    return _in_rounds(session, ask, question)
+
+
+def _in_rounds(session: SqlSession, ask: Ask, question: Callable[..., bool]) -> bool:
     if ask.timeout == 0:
         return question(timeout=0)
     deadline, context = Deadline(ask.timeout), hearing(ask.context, helpers())

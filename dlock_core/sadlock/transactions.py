@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 
-from ..errors import LockStateError, shown
+from ..errors import LockLostError, LockStateError, shown
 from .caller import CallerSession, asking
 from .holds import holds_of, watch_pools
-from .questions import locks_on_caller, refuse_second, wait_for
+from .questions import locks_on_caller, refuse_second, wait_for, wait_for_upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import PoolProxiedConnection
 
-    from .questions import Ask
+    from .questions import Ask, LocksOnCaller
 
 __all__ = ["TransactionHold", "acquire_in_transaction"]
 
@@ -34,10 +34,12 @@ class TransactionHold:
 
     ends_with_transaction = True
 
-    def __init__(self, connection: Connection, session: CallerSession, name: int | str) -> None:
-        self.name = name
+    def __init__(self, connection: Connection, session: CallerSession, locks: LocksOnCaller, ask: Ask) -> None:
+        self.name = ask.request.name
         self.pid = os.getpid()
         self._session = session
+        self._locks = locks
+        self._ask = ask
         # Weak, since what connections hold is remembered beside them: see `holds.py`.
         self._connection = weakref.ref(connection)
         self._proxied = weakref.ref(connection.connection)
@@ -49,17 +51,48 @@ class TransactionHold:
         return self._proxied()
 
     @property
+    def to_be_released(self) -> bool:
+        """Whether leaving `with` is to release it, where the database can do that before the transaction's end."""
+        return self._ask.release_on_commit and self.alive
+
+    @property
     def alive(self) -> bool:
         connection = self._connection()
         if self.ended or connection is None:
             return False
         return self._session.is_under(connection) and not self._session.hung_up()
 
+    def upgrade(self, ask: Ask) -> bool:
+        """Make it exclusive."""
+        with asking(self._alive_connection(), self._session, ask.request.key):
+            return wait_for_upgrade(self._session, self._locks, ask)
+
+    def _alive_connection(self) -> Connection:
+        connection = self._connection()
+        assert connection is not None, "asked while alive"
+        return connection
+
     def release(self, key: object) -> None:
+        if self._ask.release_on_commit:
+            self._release(self._alive_connection(), key)
+            return
         raise LockStateError(
             f"key {shown(key)}: a lock with xact=True ends with its transaction: commit or roll back to release it",
             key=key,
         )
+
+    def _release(self, connection: Connection, key: object) -> None:
+        self.ended = True
+        _holds_in_transaction(connection).remove(self)
+        holds_of(connection).remove(self)
+        with asking(connection, self._session, key, answers=()):
+            intact = self._locks.release(self._session, self.name, shared=False, recover=self._session.rollback)
+        if not intact:
+            raise LockLostError(
+                f"key {shown(key)}: the lock was lost, the server says that our session did not hold it: "
+                "somebody else may have held it since",
+                key=key,
+            )
 
     def returned(self, *, may_talk: bool) -> None:  # noqa: ARG002 - its transaction has ended before
         self.transaction_ended()
@@ -114,14 +147,19 @@ def _take(connection: Connection, ask: Ask) -> TransactionHold | None:
         return None
     watch_pools()
     session = CallerSession.under(connection, ask.request.key)
-    hold = TransactionHold(connection, session, ask.request.name)
+    locks = locks_on_caller(connection.dialect.name, ask)
+    hold = TransactionHold(connection, session, locks, ask)
     with asking(connection, session, ask.request.key):
         if session.autocommit:
+            option = "xact=True" if ask.xact else "release_on_commit=True"
             raise LockStateError(
-                "xact=True on a connection in autocommit would be released at once; "
-                "use another isolation level, or leave xact out"
+                f"{option} on a connection in autocommit would be released at once; "
+                f"use another isolation level, or leave {option.partition('=')[0]} out"
             )
-        if not wait_for(session, locks_on_caller(connection.dialect.name), ask):
+        if connection.dialect.name != "postgresql" and not holds.guarded:
+            locks.guard(session)
+            holds.guarded = True
+        if not wait_for(session, locks, ask):
             return None
     holds.add(hold)
     _holds_in_transaction(connection).append(hold)

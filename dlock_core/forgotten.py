@@ -6,18 +6,19 @@ and talks to the server.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+import threading
 from _thread import start_new_thread
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy.util import greenlet_spawn
 
-from ..errors import shown
+from .errors import LockLostError, shown
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 __all__ = ["Forgotten"]
@@ -29,16 +30,22 @@ _unfinished: set[asyncio.Task[None]] = set()
 
 
 class Forgotten:
-    """What to do when a hold is garbage; it knows the hold's parts, never the hold."""
+    """What to do when a hold is garbage; it knows the hold's parts, never the hold.
 
-    def __init__(self, key: object, release: Callable[[], None]) -> None:
+    Args:
+        key: Named in the log.
+        release: Releases it; runs in the event loop if there is one, inside SQLAlchemy's greenlet.
+        pid: The process that took the lock.
+        loop: The event loop that took it.
+    """
+
+    def __init__(
+        self, key: object, release: Callable[[], None], *, pid: int, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         self._key = key
         self._release = release
-        self._pid = os.getpid()
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._pid = pid
+        self._loop = loop
 
     def __call__(self) -> None:
         """Start the release where the lock was taken."""
@@ -51,7 +58,7 @@ class Forgotten:
         except RuntimeError:  # the loop is closed: its sessions are ended without it
             pass
         with suppress(RuntimeError):  # the interpreter ends, and all sessions with it
-            start_new_thread(self._run, ())
+            start_new_thread(threading.Thread(target=self._run, name="dlock-forgotten", daemon=True).start, ())
 
     def _begin(self) -> None:
         assert self._loop is not None
@@ -63,5 +70,7 @@ class Forgotten:
         log.warning("key %s: nobody has the lock any more that holds it; released", shown(self._key))
         try:
             self._release()
+        except LockLostError as lost:  # as the program ends, perhaps: then it is free all the same
+            log.debug("released with its session: %s", lost)
         except Exception:
             log.exception("release of key %s failed", shown(self._key))

@@ -1,0 +1,129 @@
+"""What the main thread has done for it, because signal handlers run there.
+
+A handler may raise between any two lines that the main thread runs, even inside the bookkeeping. So
+the main thread runs none of ours: a helper thread does the work, which no signal reaches, and the
+main thread only waits for it, on a plain lock. When a handler calls it away, the work is undone,
+again by a helper. That costs a hop between two threads; other threads do their work themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .contexts import Blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .threads import Workers
+
+__all__ = ["Errand", "MainThreadsHelper", "in_main_thread"]
+
+log = logging.getLogger("dlock")
+
+# How long the main thread stays to see the work undone, so that a program which then ends leaves
+# nothing at the server; in seconds.
+PARTING = 0.5
+# A handler may raise again while the undoing is being started.
+ATTEMPTS = 10
+
+
+def in_main_thread() -> bool:
+    """Tell whether signal handlers run in this thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
+class MainThreadsHelper(Blocking):
+    """A helper that asks in the name of the main thread."""
+
+    def owner(self) -> object:
+        return threading.main_thread()
+
+
+class Errand:
+    """A piece of work for the main thread.
+
+    Use it as `try: return errand.result()` with `except BaseException as error: errand.end(error); raise`,
+    and call nothing after it: a handler may raise at any call.
+
+    Args:
+        workers: Who does it.
+        work: What is to be done.
+        undo: Makes it undone, and does not return before the work is over or called off.
+    """
+
+    def __init__(self, workers: Workers, work: Callable[[], Any], undo: Callable[[Errand], object]) -> None:
+        self._workers = workers
+        self._work = work
+        self._undo = undo
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._begun = threading.Lock()
+        self._undoing = threading.Lock()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._parting = threading.Lock()
+        self._parting.acquire()
+        self._over = False
+
+    def result(self) -> Any:
+        """Have it done, and return its result."""
+        try:
+            self._workers.put(self._run)
+        except RuntimeError:  # the interpreter is about to end, and starts no more threads
+            self._run()
+        self._bell.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            self._value = self._work()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._error = error
+        finally:
+            self._over = True
+            self._bell.release()
+
+    def call_off(self) -> bool:
+        """Tell whether it had not begun, and see to it that it never will."""
+        return self._begun.acquire(blocking=False)
+
+    def over(self, seconds: float = -1) -> bool:
+        """Wait until it is done; False when it is not within so many seconds."""
+        if not self._over and self._bell.acquire(timeout=seconds):
+            self._bell.release()
+        return self._over
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it is done and raised nothing."""
+        return self._over and self._error is None
+
+    def end(self, error: BaseException) -> None:
+        """Undo it, unless the exception is its own."""
+        if self._error is error:
+            self._error = None  # no circle of error, traceback and errand
+            return
+        for _ in range(ATTEMPTS):
+            try:
+                self._workers.put(self._undo_once)
+                self._parting.acquire(timeout=PARTING)
+            except BaseException:  # noqa: BLE001, S112 - the first one is on its way to the user, and tells enough
+                continue
+            return
+
+    def _undo_once(self) -> None:
+        if not self._undoing.acquire(blocking=False):
+            return
+        try:
+            self._undo(self)
+        except Exception:
+            log.exception("could not undo what a signal interrupted")
+        finally:
+            self._parting.release()

@@ -1,0 +1,128 @@
+"""For tests of code that takes locks: locks in memory, somebody else who holds them, and faults on demand.
+
+    from dlock_core.testing import MemoryDatabase
+
+    def test_a_second_import_is_skipped() -> None:
+        with MemoryDatabase() as database, database.held("import"):
+            assert run_import(database.provider()) == "skipped"
+
+pytest finds the fixtures `lock_database` and `hold_lock` by itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
+
+from .dialects.sqlite_memory import MemoryLocks
+from .errors import LockConnectionError, LockLostError, LockStateError, shown
+from .keys import check_key, file_name
+from .provider import LockProvider
+from .timeouts import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from .lock import Lock
+
+__all__ = ["MemoryDatabase", "hold"]
+
+# How long a loss may take to be noticed, in seconds.
+NOTICED = 10.0
+
+
+class MemoryDatabase:
+    """A database in memory, for locks with the behaviour of real ones; nothing leaves this process.
+
+    Each of its providers is to the others what another process would be.
+    """
+
+    def __init__(self) -> None:
+        name = f"file:dlock-{secrets.token_hex(8)}"
+        self._url = f"sqlite:///{name}?mode=memory&cache=shared&uri=true"
+        self._locks = MemoryLocks.named(name)
+        self._locks.fault = self._fail
+        self._open = ExitStack()
+        self._delay = 0.0
+        self._failures = 0
+
+    def provider(self, *, prefix: str = "", adapter: str = "") -> LockProvider:
+        """Make a provider, which is closed with the database."""
+        engine = create_engine(self._url, poolclass=QueuePool)
+        self._open.callback(engine.dispose)
+        return self._open.enter_context(LockProvider(engine, prefix=prefix, adapter=adapter))
+
+    @contextmanager
+    def held(self, key: object, *, prefix: str = "", shared: bool = False) -> Iterator[Lock]:
+        """Let somebody else hold a lock.
+
+        Raises:
+            LockStateError: It is not free.
+        """
+        with hold(self.provider(prefix=prefix), key, shared=shared) as lock:
+            yield lock
+
+    def lose(self, key: object, *, prefix: str = "") -> None:
+        """Take a lock away from whoever holds it, as a server does that ends his session; return when he knows.
+
+        Raises:
+            LockStateError: Nobody holds it.
+        """
+        taken = self._locks.break_lock(file_name(prefix, check_key(key)))
+        if not taken:
+            raise LockStateError(f"key {shown(key)}: nobody holds it, so nobody can lose it", key=key)
+        deadline = Deadline(NOTICED)
+        while any(session.watched for session in taken) and not deadline.passed:
+            time.sleep(0.01)
+
+    def delay(self, seconds: float) -> None:
+        """Let every question to the database take so long from now on; 0 ends it."""
+        self._delay = seconds
+
+    def drop(self, times: int = 1) -> None:
+        """Let the next questions end in LockConnectionError, as when the database cannot be reached."""
+        self._failures = times
+
+    def close(self) -> None:
+        """Close all its providers."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fail(self) -> None:
+        time.sleep(self._delay)
+        if self._failures:
+            self._failures -= 1
+            raise LockConnectionError("the database cannot be reached: drop() was called")
+
+
+@contextmanager
+def hold(locks: LockProvider, key: object, *, shared: bool = False) -> Iterator[Lock]:
+    """Let somebody else, to whom this provider is a stranger, hold a lock in the same database.
+
+    Raises:
+        LockStateError: It is not free.
+    """
+    manager = locks._manager  # noqa: SLF001 - the same database and prefix, by nobody else's business
+    with LockProvider(manager.engine, prefix=manager.options.prefix, unsafe_ok=manager.options.unsafe_ok) as stranger:
+        lock = stranger.lock(key, timeout=0, shared=shared)
+        if not lock.acquire():
+            raise LockStateError(f"key {shown(key)}: somebody else holds it already", key=key)
+        try:
+            yield lock
+        finally:
+            with suppress(LockLostError):  # a test may have ended it
+                lock.close()
