@@ -1,1 +1,25 @@
-"""Locks from your database for celery (not built yet)."""
+"""Celery tasks that never overlap, by locks of the database you already have."""
+
+from __future__ import annotations
+
+from .current import assert_locked, current_lock
+from .decorator import single_instance
+from .errors import LockConflictError
+from .providers import DLock, get_provider
+from .signals import lock_acquired, lock_conflict, lock_lost, lock_released
+from .task import SingleInstanceMixin, SingleInstanceTask
+
+__all__ = [
+    "DLock",
+    "LockConflictError",
+    "SingleInstanceMixin",
+    "SingleInstanceTask",
+    "assert_locked",
+    "current_lock",
+    "get_provider",
+    "lock_acquired",
+    "lock_conflict",
+    "lock_lost",
+    "lock_released",
+    "single_instance",
+]
