@@ -1,0 +1,1 @@
+"""Reports that must not be built twice at a time."""
