@@ -27,8 +27,8 @@ def describe(places: list[Place], redis: str | None) -> dict[str, str]:
     """Return what a reader must know to compare these numbers with his own."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs, {psutil.virtual_memory().total / 2**30:.0f} GB",
-        "system": f"{platform.system()} {platform.release()}",
+        "machine": f"{_processor()}, {os.cpu_count()} CPUs{_virtual()}, {psutil.virtual_memory().total / 2**30:.0f} GB",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "servers": ", ".join(place.title for place in places) + (f", Redis {_redis_version(redis)}" if redis else ""),
         "drivers": _versions(DRIVERS),
@@ -55,6 +55,15 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _virtual() -> str:
+    """Say when the CPUs are shared with strangers: then figures vary more, and waking up takes longer."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return ""
+    return " of a virtual machine" if "hypervisor" in flags else ""
 
 
 def find_redis() -> str | None:

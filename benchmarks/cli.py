@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from . import about
@@ -20,12 +22,20 @@ DOCS = Path(__file__).parent.parent / "docs"
 def main() -> None:
     """Do what the command line says."""
     options = _parse()
+    signal.signal(signal.SIGTERM, _end)
     figures = Figures.load(options.load) if options.load else _measure(options)
+    if options.remark:
+        figures.about["remark"] = options.remark
     if options.save:
         figures.save(options.save)
     print_tables(figures)
     if options.docs:
         write_docs(figures, options.docs)
+
+
+def _end(number: int, _: object) -> None:
+    """End as after a keyboard interrupt: the servers and processes that were started end with us."""
+    sys.exit(128 + number)
 
 
 def _parse() -> argparse.Namespace:
@@ -38,6 +48,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--docs", type=Path, nargs="?", const=DOCS, metavar="FOLDER", help="write benchmarks.md and benchmarks.svg"
     )
+    parser.add_argument("--remark", metavar="TEXT", help="what a reader must know of this run beside its figures")
     options = parser.parse_args()
     options.servers = tuple(options.servers or (("postgresql", "sqlite") if options.quick else KINDS))
     return options
@@ -56,5 +67,7 @@ def _measure(options: argparse.Namespace) -> Figures:
                 for name in options.only:
                     if place.kind in MEASURES[name].kinds:
                         MEASURES[name].run(bench, place)
+                        if options.save:  # what a run has measured until it is ended is not lost
+                            figures.save(options.save)
     progress("done")
     return figures

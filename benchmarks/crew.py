@@ -109,6 +109,11 @@ class _Process:
         self._process.start()
         theirs.close()
 
+    @property
+    def pid(self) -> int:
+        pid: int = self._process.pid
+        return pid
+
     def order(self, function: Callable[..., Any], *args: Any) -> None:
         self._pipe.send((function, args))
 
@@ -141,6 +146,11 @@ class Crew:
         self.name = contender.name
         api = "sync" if contender in SYNC else "async"
         self._processes = [_Process(Post(address, self.name, api, driver, self._file, n)) for n in range(size)]
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of its processes."""
+        return [process.pid for process in self._processes]
 
     def __enter__(self) -> Self:
         return self

@@ -34,14 +34,9 @@ TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL", "s
 MAX_CONNECTIONS = {"max_connections": "1400"}
 PRIVATE: dict[str, Callable[..., PrivateServer]] = {"postgresql": PostgreSQL, "mariadb": MariaDB, "mysql": MySQL}
 
-COUNTS = {
-    "postgresql": (
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    ),
-    "mysql": (
-        "SELECT count(*) FROM information_schema.processlist "
-        "WHERE id <> CONNECTION_ID() AND user NOT IN ('event_scheduler', 'system user')"
-    ),
+CLIENT_PORTS = {
+    "postgresql": "SELECT client_port FROM pg_stat_activity WHERE client_port > 0",
+    "mysql": "SELECT SUBSTRING_INDEX(host, ':', -1) FROM information_schema.processlist WHERE host LIKE '%:%'",
 }
 
 
@@ -56,13 +51,13 @@ class Place:
         self._server = server if isinstance(server, PrivateServer) else None
         self._observer = None if kind == "sqlite" else sa.create_engine(address.of(self.driver), pool_size=1)
 
-    def connections(self) -> int:
-        """Count the server's connections, as it sees them, without our own."""
+    def client_ports(self) -> set[int]:
+        """Return the port of each client that the server sees."""
         if self._observer is None:
-            return 0
+            return set()
         with self._observer.connect() as connection:
-            count = COUNTS["postgresql" if self.kind == "postgresql" else "mysql"]
-            return int(connection.execute(sa.text(count)).scalar_one())
+            ports = CLIENT_PORTS["postgresql" if self.kind == "postgresql" else "mysql"]
+            return {int(port) for port in connection.exec_driver_sql(ports.replace("%", "%%")).scalars()}
 
     def memory(self) -> int | None:
         """Return the bytes that the server's processes occupy, shared ones by parts; None for a stranger's server."""

@@ -41,8 +41,8 @@ def run(bench: Bench, place: Place) -> None:
 
 
 def _hold(crew: Crew, count: int, place: Place) -> tuple[float, float, float | None]:
-    observer = Observer(place, crew.name)
-    before, memory_before = observer.settled(), place.memory()  # the last crew's are gone
+    observer = Observer(place, crew)
+    before, memory_before = observer.settled(), place.memory()
     files_before, own_before = crew.run(usage)[0]
     files, own = crew.run(hold, count)[0]
     memory = place.memory()

@@ -42,8 +42,7 @@ def run(bench: Bench, place: Place) -> None:
 
 
 def _count(crew: Crew, place: Place, tasks: int, keys: int) -> float:
-    observer = Observer(place, crew.name)
-    observer.settled()  # the last crew's are gone
+    observer = Observer(place, crew)
     crew.run(hold, tasks, keys, size=1)
     before = observer.settled()
     crew.run(wait, tasks, keys, first=1)

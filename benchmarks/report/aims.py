@@ -37,7 +37,8 @@ class Judged(NamedTuple):
 
 
 AIMS = (
-    Aim("cycle, sync", "cycle", cycle.MAIN, 1.3),
+    Aim("cycle, sync, {setting}", "cycle", cycle.MAIN, 1.3),
+    Aim("cycle, sync, {setting}", "cycle", cycle.THREAD, 1.3),
     Aim("cycle, async, {setting}", "cycle", "async", 2.0),
     Aim("hand-over between processes", "hand-over", "", 1.2),
     Aim("16 threads, grants/s", "threads", "", 6, at_least=True),
@@ -57,7 +58,8 @@ def judged(figures: Figures) -> list[Judged]:
 def _judge(aim: Aim, kind: str, figures: Figures) -> list[Judged]:
     found = []
     for series in figures.series:
-        fits = series.setting == aim.setting if aim.setting == cycle.MAIN else series.setting.endswith(aim.setting)
+        exactly = aim.setting in (cycle.MAIN, cycle.THREAD)
+        fits = series.setting == aim.setting if exactly else series.setting.endswith(aim.setting)
         if (series.measure, series.kind, series.contender) != (aim.measure, kind, Ours.name) or not fits:
             continue
         value = series.ratio if aim.ratio else series.value

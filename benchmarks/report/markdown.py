@@ -28,7 +28,8 @@ the median of each round's ratio to the raw driver: the plain statements of a lo
 around them. Where less is better a ratio of 1.2 means 20 % slower than raw; where more is better (grants/s) it means
 20 % more. Bodies are empty, so these are extremes: the more a program does under its lock, the nearer all come to 1.
 Every wait has a limit of 30 s, as waits in a program should. Servers run on the same machine as their clients, so
-a round trip takes some tens of microseconds; over a network it takes longer, and what a library adds weighs less."""
+a round trip takes about a tenth of a millisecond; over a network it takes longer, and what a library adds weighs
+less."""
 
 
 def page(figures: Figures) -> str:
@@ -38,6 +39,8 @@ def page(figures: Figures) -> str:
 
 def _lines(figures: Figures) -> Iterator[str]:
     yield INTRODUCTION
+    if remark := figures.about.get("remark"):
+        yield from ("", f"**{remark}**")
     yield from _section("Aims and figures", _aims(figures))
     for measure, what in MEASURES.items():
         settings = figures.settings(measure)
@@ -48,7 +51,9 @@ def _lines(figures: Figures) -> Iterator[str]:
                 yield from _table(heading(kind, setting), series)
     yield from _section("Does each exclude?", _exclusion(figures))
     yield from _section("How each is used", _uses(figures))
-    yield from _section("With what", [f"- **{name}**: {text}" for name, text in figures.about.items()])
+    yield from _section(
+        "With what", [f"- **{name}**: {text}" for name, text in figures.about.items() if name != "remark"]
+    )
 
 
 def _section(title: str, lines: Iterator[str] | list[str]) -> Iterator[str]:

@@ -85,6 +85,11 @@ def _bars(figures: Figures, panel: Panel, kind: str) -> list[tuple[Series, float
     return sorted(bars, key=lambda bar: (bar[0].contender != Ours.name, -bar[1]))
 
 
+def _times(speed: float) -> str:
+    """Return a factor as people say it, small ones as a fraction."""
+    return f"{number(speed)} ×" if speed >= 0.1 else f"1/{1 / speed:,.0f} ×"
+
+
 class _Axis:
     """A logarithmic scale from left to right."""
 
@@ -114,4 +119,4 @@ class _Axis:
             f'width="{max(end - start, 1.5):.1f}" height="{BAR}" rx="2"/>'
         )
         outside = end + 6 if speed >= 1 else self.x(1) + 6
-        yield f'<text class="small" x="{outside:.1f}" y="{middle}">{number(speed)} ×</text>'
+        yield f'<text class="small" x="{outside:.1f}" y="{middle}">{_times(speed)}</text>'

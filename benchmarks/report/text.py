@@ -16,9 +16,9 @@ TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL", "s
 
 
 def number(value: float) -> str:
-    """Return about three digits."""
-    if value and abs(value) < 10:
-        return f"{value:.2f}"
+    """Return about three digits; two of a small number."""
+    if abs(value) < 10:
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
     return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
