@@ -7,12 +7,13 @@ URL ?=
 # More arguments for pytest: make test ARGS="-k fork"
 ARGS ?=
 
-.PHONY: help demo test bench lint types format build clean
+.PHONY: help demo test test-all bench lint types format build clean
 
 help:
 	@echo "make demo              processes compete for a lock, on SQLite"
 	@echo "make demo URL=...      the same on a server, e.g. postgresql+psycopg://user@host/database"
 	@echo "make test              all tests; ARGS goes to pytest"
+	@echo "make test-all          every broker of Celery with every database, too"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
 	@echo "make lint types        ruff, mypy"
 	@echo "make build             wheel and sdist in dist/"
@@ -22,6 +23,9 @@ demo: $(VENV)/installed-$(if $(URL),servers,cli)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/installed-dev
+	DLOCK_TEST_ALL=1 $(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m pip install --quiet --group bench

@@ -11,7 +11,7 @@ import pytest
 from tests.servers import Factory, Server, available
 
 AVAILABLE = available()
-REQUIRED_BY_CI = ("postgresql", "mariadb")
+REQUIRED_BY_CI = ("postgresql", "mariadb", "mssql")
 _running: dict[str, Server] = {}
 
 

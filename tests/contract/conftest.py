@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.conftest import server
+from tests.servers.mssql import odbc_driver
 
 from .house import House
 from .rows import ROWS, Row
@@ -36,6 +37,10 @@ def _require_driver(row: Row) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI needs the driver of {row.drivername}: {error}")
         pytest.skip(f"{row.drivername}: {error}")
+    if row.drivername.endswith("odbc") and odbc_driver() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI needs an ODBC driver for SQL Server: install unixodbc and tdsodbc")
+        pytest.skip("no ODBC driver for SQL Server: install unixodbc and tdsodbc")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from .persons import Loop, Person, TaskPerson, ThreadPerson
 from .rows import Row
 from .witnesses import FileWitness, MemoryWitness, Witness, witness_of
 
-__all__ = ["House", "until"]
+__all__ = ["AnyProvider", "House", "until"]
 
 AnyProvider = LockProvider | AsyncLockProvider
 
@@ -57,8 +57,10 @@ class House:
         """Make a provider; a second one knows nothing of the first, like one in another process."""
         options.setdefault("share_sessions", self.row.share_sessions)
         provider: AnyProvider
-        if self.row.in_memory:
+        if self.row.in_memory and not self.row.is_server:
             engine_options = {"poolclass": sa.pool.QueuePool, **(engine_options or {})}
+        if self.server is not None:
+            engine_options = {**self.server.engine_options(self.row.drivername), **(engine_options or {})}
         if self.row.api == "async":
             async_engine = create_async_engine(self.url, **(engine_options or {}))
             self.engines.append(async_engine.sync_engine)

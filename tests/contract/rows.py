@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dlock_core.dialects import find_dialect
+from dlock_core.dialects.base import Capabilities
 
 __all__ = ["ROWS", "Row"]
 
@@ -19,6 +20,7 @@ class Row:
     drivername: str
     api: Literal["sync", "async", "alock"] = "sync"
     in_memory: bool = False
+    """The database is in this process."""
     share_sessions: bool = True
 
     @property
@@ -29,7 +31,16 @@ class Row:
     @property
     def shared(self) -> bool:
         """Whether the database has shared locks."""
-        return find_dialect(self.drivername.partition("+")[0]).capabilities.shared
+        return self._capabilities.shared
+
+    @property
+    def fencing(self) -> bool:
+        """Whether the database has fencing tokens."""
+        return self._capabilities.fencing
+
+    @property
+    def _capabilities(self) -> Capabilities:
+        return find_dialect(self.drivername.partition("+")[0]).capabilities
 
 
 ROWS = (
@@ -49,6 +60,15 @@ ROWS = (
     Row("mariadb-aiomysql", "mariadb", "mariadb+aiomysql", "async"),
     Row("mariadb-asyncmy", "mariadb", "mysql+asyncmy", "async"),
     Row("mariadb-pymysql-alock", "mariadb", "mariadb+pymysql", "alock"),
+    # A stand-in without DLOCK_TEST_MSSQL_URL: what these rows show then, they show of the drivers.
+    Row("mssql-pymssql", "mssql", "mssql+pymssql"),
+    Row("mssql-pyodbc", "mssql", "mssql+pyodbc"),
+    Row("mssql-aioodbc", "mssql", "mssql+aioodbc", "async"),
+    # Only with DLOCK_TEST_ORACLE_URL.
+    Row("oracle-oracledb", "oracle", "oracle+oracledb"),
+    Row("oracle-oracledb-async", "oracle", "oracle+oracledb_async", "async"),
+    Row("oracle-standin", "oracle-standin", "oracle+oracledb", in_memory=True),
+    Row("oracle-standin-async", "oracle-standin", "oracle+oracledb_async", "async", in_memory=True),
     # Each owner has a session of his own, on which he also waits.
     Row("postgresql-psycopg-own", "postgresql", "postgresql+psycopg", share_sessions=False),
     Row("postgresql-asyncpg-own", "postgresql", "postgresql+asyncpg", "async", share_sessions=False),

@@ -31,6 +31,13 @@ EXPECTED_ROWS = {
     "mariadb-aiomysql",
     "mariadb-asyncmy",
     "mariadb-pymysql-alock",
+    "mssql-pymssql",
+    "mssql-pyodbc",
+    "mssql-aioodbc",
+    "oracle-oracledb",
+    "oracle-oracledb-async",
+    "oracle-standin",
+    "oracle-standin-async",
     "postgresql-psycopg-own",
     "postgresql-asyncpg-own",
     "mariadb-pymysql-alock-own",
@@ -94,7 +101,8 @@ def test_a_timeout_is_never_early(house: House, timeout: float, own_provider: bo
     started = time.monotonic()
     assert not other.acquire("k", timeout=timeout)
     waited = time.monotonic() - started
-    assert timeout <= waited < timeout + 1
+    whole_seconds = 1 if house.row.server.startswith("oracle") else 0  # it rounds up
+    assert timeout <= waited < timeout + 1 + whole_seconds
     holder.release()
 
 

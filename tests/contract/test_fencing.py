@@ -15,6 +15,8 @@ from dlock_core import LockStateError, StaleTokenError, UnsupportedError, fence,
 from .house import House, until
 from .persons import AnyLock
 
+pytestmark = pytest.mark.rows(lambda row: row.fencing)
+
 
 def _token(lock: AnyLock) -> int:
     return lock.fencing_token
@@ -52,7 +54,16 @@ def test_a_lock_without_fencing_has_no_token(house: House) -> None:
         _ = house.maker()("k", fencing=True).fencing_token
 
 
-@pytest.mark.rows(lambda row: row.shared)
+@pytest.mark.rows(lambda row: not row.fencing)
+def test_a_database_without_tokens_says_which_have_them(house: House) -> None:
+    """The mistake shows where the lock is made."""
+    with pytest.raises(
+        UnsupportedError, match=r"'k': .* no fencing tokens; PostgreSQL, MySQL, MariaDB and SQLite have"
+    ):
+        house.maker()("k", fencing=True)
+
+
+@pytest.mark.rows(lambda row: row.shared and row.fencing)
 def test_readers_have_no_token(house: House) -> None:
     """A token orders writers; a shared lock has many holders at one time."""
     with pytest.raises(UnsupportedError, match="shared"):
@@ -71,7 +82,7 @@ def engine(house: House) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-ENGINES = pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory)
+ENGINES = pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory and row.fencing)
 
 
 @ENGINES
@@ -118,7 +129,7 @@ def test_a_holder_who_lost_his_lock_cannot_write(house: House, engine: sa.Engine
         frozen.do(frozen.locks[0].release)
 
 
-@pytest.mark.rows(lambda row: row.api == "sync" and row.is_server)
+@pytest.mark.rows(lambda row: row.api == "sync" and row.is_server and row.fencing)
 def test_first_writers_of_a_key_do_not_fail_one_another(house: House, engine: sa.Engine) -> None:
     """Two transactions make the same row at one moment: the greater token wins, none fails with SQL."""
     errors: list[Any] = []

@@ -12,7 +12,8 @@ from sqlalchemy.util import greenlet_spawn
 
 from dlock_core import DeadlockError, LockProvider, UnsafeEnvironmentError
 from dlock_core.dialects.mysql import MySQL as Locks
-from dlock_core.session import SqlSession, open_session
+from dlock_core.opening import open_session
+from dlock_core.session import SqlSession
 from tests.conftest import server
 from tests.servers import MariaDB, MySQL, Server
 from tests.servers.sandbox import free_port
@@ -44,7 +45,7 @@ class Sessions:
     def open(self) -> SqlSession:
         """Open a session."""
         private = self._engine.pool.recreate()
-        opening = self.run(0, lambda: open_session(self._engine, private, self._locks, label="", unsafe_ok=False))
+        opening = self.run(0, lambda: open_session(self._engine, private, self._locks, None, label="", unsafe_ok=False))
         session: SqlSession = opening.result(5)
         return session
 

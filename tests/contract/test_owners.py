@@ -33,7 +33,7 @@ def test_a_cycle_of_two_is_a_deadlock_at_once(house: House) -> None:
     assert first.acquire("x")
     assert second.acquire("y")
     wait = first.begin("y", timeout=20)
-    until(lambda: first.locks[1]._ticket is None and not wait.done() and _awaits(house, 1))
+    until(lambda: not first.locks[1].held and not wait.done() and _awaits(house, 1))
     started = time.monotonic()
     with pytest.raises(DeadlockError, match=r"'x'.*sorted"):
         second.acquire("x", timeout=20)

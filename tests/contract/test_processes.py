@@ -108,7 +108,7 @@ def test_a_killed_holders_lock_goes_to_the_waiter(house: House) -> None:
     """The server frees the lock of a process that was killed with SIGKILL."""
     program = (
         "import sys, time; from dlock_core import LockProvider\n"
-        "LockProvider(sys.argv[1]).lock('k').acquire(); print('held', flush=True); time.sleep(60)"
+        "lock = LockProvider(sys.argv[1]).lock('k'); lock.acquire(); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, house.url], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dlock_core import DeadlockError, LockLostError
+from dlock_core.watch import Watch
 
 from .house import House, until
 from .persons import AnyLock, Person
@@ -110,7 +111,7 @@ def _begin_turn(holder: Person) -> None:
     ticket.hold.until = time.monotonic() + 5
 
 
-@ON_SERVER
+@pytest.mark.rows(lambda row: row.is_server and row.share_sessions and not row.in_memory)  # it takes a socket
 def test_a_turn_ends_after_its_grants(house: House) -> None:
     """The server is asked again after 64 grants, however fast they are."""
     holder, people = house.person(), [house.person() for _ in range(80)]
@@ -129,8 +130,12 @@ def test_a_turn_ends_after_its_grants(house: House) -> None:
     assert sum(one is hold for one in holds) == 64
 
 
-def test_nobody_is_granted_from_memory_on_a_dead_session(house: House) -> None:
-    """The session ends with a queue behind it, a stranger takes the lock: the queue waits for him."""
+def test_nobody_is_granted_from_memory_on_a_dead_session(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session ends with a queue behind it, a stranger takes the lock: the queue waits for him.
+
+    The watch would tell the queue at once, so it sleeps here.
+    """
+    monkeypatch.setattr(Watch, "add", lambda _watch, _session: None)
     holder, stranger, people = house.person(), house.stranger(), [house.person() for _ in range(5)]
     assert holder.acquire("k")
     waits = []

@@ -49,7 +49,8 @@ HOLD = """
 import sys
 from dlock_core import LockError, LockProvider
 try:
-    print(LockProvider(sys.argv[1]).lock("k").acquire(timeout=0), flush=True)
+    lock = LockProvider(sys.argv[1]).lock("k")
+    print(lock.acquire(timeout=0), flush=True)
 except LockError as error:
     print(type(error).__name__, error, flush=True)
 sys.stdin.read()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from dlock_core.dialects.base import error_number
+from dlock_core.dialects.mssql import MSSQL
 from dlock_core.dialects.sqlite_memory import MemoryLocks
-from tests.servers import Server, wait_until
+from tests.servers import OracleStandIn, Server, wait_until
+from tests.standin.locks import Party
 
 __all__ = ["FileWitness", "MemoryWitness", "MySQLWitness", "PostgreSQLWitness", "Witness", "witness_of"]
 
@@ -54,7 +57,8 @@ class ServerWitness:
     drivername: str
 
     def __init__(self, server: Server) -> None:
-        self.engine = sa.create_engine(server.url(self.drivername), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        options = {"isolation_level": "AUTOCOMMIT", "poolclass": NullPool, **server.engine_options(self.drivername)}
+        self.engine = sa.create_engine(server.url(self.drivername), **options)
         self.connection = self.engine.connect()
 
     def scalar(self, statement: str, **values: Any) -> Any:
@@ -149,6 +153,156 @@ class MySQLWitness(ServerWitness):
         wait_until(lambda: self.sessions() == 0, "all sessions to end")
 
 
+class MSSQLWitness(ServerWitness):
+    """Looks at sys.dm_tran_locks."""
+
+    drivername = "mssql+pymssql"
+    LOCKS = "SELECT request_session_id FROM sys.dm_tran_locks WHERE resource_type = 'APPLICATION'"
+    HELD = f"{LOCKS} AND request_status = 'GRANT'"
+    AWAITED = f"{LOCKS} AND request_status = 'WAIT'"
+    OTHERS = "SELECT session_id FROM sys.dm_exec_sessions WHERE is_user_process = 1 AND session_id <> @@SPID"
+
+    def holders(self) -> int:
+        return len(self.all(self.HELD))
+
+    def waiters(self) -> int:
+        return len(self.all(self.AWAITED))
+
+    def sessions(self) -> int:
+        return len(self.all(self.OTHERS))
+
+    def _kill(self, sessions: str) -> None:
+        for number in {number for (number,) in self.all(sessions)}:
+            try:
+                self.connection.exec_driver_sql(f"KILL {number}")
+            except sa.exc.DBAPIError:
+                if (number,) in self.all(self.OTHERS):  # else it ended by itself
+                    raise
+
+    def break_lock(self) -> None:
+        self._kill(self.HELD)
+        wait_until(lambda: self.holders() == 0, "the holders' sessions to end")
+
+    def cancel_waiters(self) -> None:
+        self._kill(self.AWAITED)
+
+    def end_idle(self) -> None:
+        self._kill(self.OTHERS)
+        wait_until(lambda: self.sessions() == 0, "all sessions to end")
+
+
+class BabelfishWitness(MSSQLWitness):
+    """Asks a server that shows no application locks whether each name known to this process is free.
+
+    Who holds is not to be seen there, so a lock is broken by ending every other session.
+    """
+
+    AWAITED = "SELECT spid FROM sys.sysprocesses WHERE blocked <> 0"
+    OTHERS = "SELECT session_id FROM sys.dm_exec_sessions WHERE session_id <> @@SPID"
+    IN_OTHER_PROCESSES = ("k", "mine", "another", "forked", "warm")
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.names: set[Any] = set(self.IN_OTHER_PROCESSES)
+        self._patch = mock.patch.object(MSSQL, "name", self._note)
+        self._map = MSSQL().name
+        self._patch.start()
+
+    def _note(self, prefix: str, key: Any) -> str:
+        name = self._map(prefix, key)
+        self.names.add(name)
+        return name
+
+    def close(self) -> None:
+        self._patch.stop()
+        super().close()
+
+    def holders(self) -> int:
+        free = "SELECT APPLOCK_TEST('public', :name, 'Exclusive', 'Session')"
+        return sum(self.scalar(free, name=name) == 0 for name in sorted(self.names))
+
+    def break_lock(self) -> None:
+        self.end_idle()
+
+
+class OracleWitness(ServerWitness):
+    """Looks at V$LOCK and V$SESSION, which its user must be allowed to see, and kills sessions."""
+
+    drivername = "oracle+oracledb"
+    OTHERS = "SELECT sid, serial# FROM v$session WHERE type = 'USER' AND sid <> SYS_CONTEXT('USERENV', 'SID')"
+    HOLDS = f"{OTHERS} AND sid IN (SELECT sid FROM v$lock WHERE type = 'UL' AND lmode > 0)"
+    WAITS = f"{OTHERS} AND sid IN (SELECT sid FROM v$lock WHERE type = 'UL' AND request > 0)"
+
+    def holders(self) -> int:
+        found: int = self.scalar("SELECT count(*) FROM v$lock WHERE type = 'UL' AND lmode > 0")
+        return found
+
+    def waiters(self) -> int:
+        found: int = self.scalar("SELECT count(*) FROM v$lock WHERE type = 'UL' AND request > 0")
+        return found
+
+    def sessions(self) -> int:
+        return len(self.all(self.OTHERS))
+
+    def _kill(self, sessions: str) -> None:
+        for sid, serial in self.all(sessions):
+            self.connection.exec_driver_sql(f"ALTER SYSTEM KILL SESSION '{sid},{serial}' IMMEDIATE")
+
+    def break_lock(self) -> None:
+        self._kill(self.HOLDS)
+        wait_until(lambda: self.holders() == 0, "the holders' sessions to end")
+
+    def cancel_waiters(self) -> None:
+        self._kill(self.WAITS)
+
+    def end_idle(self) -> None:
+        self._kill(self.OTHERS)
+        wait_until(lambda: self.sessions() == 0, "all sessions to end")
+
+
+class OracleStandInWitness:
+    """Looks into the table of the stand-in."""
+
+    def __init__(self, server: OracleStandIn) -> None:
+        self.server = server.server
+
+    def holders(self) -> int:
+        return len(self.server.locks.holders())
+
+    def waiters(self) -> int:
+        return len(self.server.locks.queue)
+
+    def sessions(self) -> int:
+        return len(self.server.sessions)
+
+    def _kill(self, parties: list[Party]) -> None:
+        for session in [session for session in self.server.sessions if session.party in parties]:
+            session.kill()
+
+    def break_lock(self) -> None:
+        self._kill(self.server.locks.holders())
+
+    def cancel_waiters(self) -> None:
+        self._kill([request.party for request in self.server.locks.queue])
+
+    def end_idle(self) -> None:
+        self._kill([session.party for session in self.server.sessions])
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _mssql(server: Server) -> MSSQLWitness:
+    """Return a witness for SQL Server, or for what shows less than it."""
+    witness = MSSQLWitness(server)
+    try:
+        witness.holders()
+    except sa.exc.DBAPIError:
+        witness.close()
+        return BabelfishWitness(server)
+    return witness
+
+
 class FileWitness:
     """Looks at the kernel's table of file locks."""
 
@@ -168,7 +322,7 @@ class FileWitness:
 
     def break_lock(self) -> None:
         for path in self.folder.glob("*"):
-            if path.suffix != ".token":  # what was counted is no lock
+            if path.is_file() and path.suffix != ".token":  # notes and what was counted are no locks
                 path.unlink()
 
     def cancel_waiters(self) -> None:
@@ -219,5 +373,12 @@ def witness_of(server: Server) -> Witness:
             return PostgreSQLWitness(server)
         case "mysql" | "mariadb":
             return MySQLWitness(server)
+        case "mssql":
+            return _mssql(server)
+        case "oracle":
+            return OracleWitness(server)
+        case "oracle-standin":
+            assert isinstance(server, OracleStandIn)
+            return OracleStandInWitness(server)
         case _:
             raise AssertionError(f"no witness for {server.kind}")

@@ -14,12 +14,15 @@ from tests.contract.rows import ROWS, Row
 from .clients import KINDS, Kind
 from .scene import Scene
 
+WITH_TABLES = ("postgresql", "mysql", "mariadb", "sqlite")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that wants a scene on all rows and kinds that its marks allow."""
     if "scene" not in metafunc.fixturenames:
         return
-    rows = [row for row in ROWS if row.api != "alock" and row.share_sessions]
+    # Of SQL Server and Oracle the stand-ins have no tables: see tests/statements and test_mssql.py of the contract.
+    rows = [row for row in ROWS if row.api != "alock" and row.share_sessions and row.server in WITH_TABLES]
     for wanted in metafunc.definition.iter_markers("rows"):
         rows = [row for row in rows if wanted.args[0](row)]
     marked = metafunc.definition.get_closest_marker("kinds")

@@ -27,8 +27,8 @@ def main(url: str, kind: str) -> None:
         target.execute(sa.text("SELECT 1"))
         target.rollback()
         lock = create_sadlock(target, "k")
-        say("asks")
         try:
+            say("asks")
             lock.acquire()
         except KeyboardInterrupt:
             say("KeyboardInterrupt")

@@ -188,6 +188,35 @@ def test_a_cancel_in_a_statement_of_the_body(scene: Scene) -> None:
         assert scene.holders == 1
 
 
+@pytest.mark.rows(lambda row: row.is_server)
+@pytest.mark.parametrize("call", ["release", "aclose"])
+def test_a_release_in_finally_does_not_mask_a_cancel(scene: Scene, call: str) -> None:
+    """As in sqlalchemy-dlock's README: the lock has gone with its connection, which is what was wanted."""
+    client = scene.client()
+
+    async def body() -> None:
+        lock = _lock(client)
+
+        async def work() -> None:
+            await lock.acquire()
+            try:
+                await client.target.execute(sa.text(SLEEP[scene.row.server]))
+            finally:
+                await getattr(lock, call)()
+
+        task = asyncio.create_task(work())
+        await _until(lambda: scene.holders == 1)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not lock.locked
+
+    _run(scene, body())
+    until(lambda: scene.holders == 0)
+    client.rollback()
+
+
 def test_a_task_group_with_a_failing_task(scene: Scene) -> None:
     """Its other tasks, one in the body and the others waiting, end without an error of theirs."""
     clients = [scene.client() for _ in range(4)]

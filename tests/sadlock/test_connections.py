@@ -144,16 +144,22 @@ def test_a_pool_that_does_not_reset(scene: Scene) -> None:
 
 @on_connections
 @on_servers
-def test_a_detached_connection(scene: Scene) -> None:
-    """It is still the same one, and closing it ends it."""
+@pytest.mark.parametrize("detached", ["before the lock", "inside"])
+def test_a_detached_connection(scene: Scene, detached: str) -> None:
+    """It is still the same one, and closing it ends it, although some drivers' SQLAlchemy only forgets."""
     client = scene.client()
-    with client.lock("k") as lock:
+    if detached == "before the lock":
         client.run(client.connection.detach)
+    lock = client.lock("k")
+    with lock:
+        if detached == "inside":
+            client.run(client.connection.detach)
         assert lock.locked
     assert scene.holders == 0
-    assert client.lock("k").acquire()
+    assert lock.acquire()
     client.close()
     until(lambda: scene.holders == 0)
+    assert not lock.locked
 
 
 @on_connections

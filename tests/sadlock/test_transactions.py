@@ -9,10 +9,20 @@ import pytest
 import sqlalchemy as sa
 
 from dlock_core import DeadlockError
+from dlock_core.sadlock.postgresql import WAIT
 from tests.contract.house import until
 
 from .clients import Client, Handle
 from .scene import MISTAKE, Scene, SqlError
+
+GRANT_THEN_ERROR = sa.text("""
+    SELECT pg_advisory_lock(CAST(:name AS bigint)), set_config('lock_timeout', :milliseconds, true),
+           CAST(current_setting('lock_timeout') || 'x' AS integer)
+""")
+SHARED_THEN_ERROR = sa.text("""
+    SELECT pg_advisory_lock_shared(CAST(:name AS bigint)), set_config('lock_timeout', :milliseconds, true),
+           CAST(current_setting('lock_timeout') || 'x' AS integer)
+""")
 
 
 def test_a_lock_leaves_no_transaction_behind(scene: Scene) -> None:
@@ -281,6 +291,22 @@ class TestPostgreSQL:
             assert not client.lock("k").acquire(timeout=0.02)
             client.execute("SELECT 1")
             assert not client.lock("k").acquire(timeout=0.02)
+
+    @pytest.mark.parametrize("inside", [False, True])
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_a_grant_reported_as_an_error_is_not_kept(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch, inside: bool, shared: bool
+    ) -> None:
+        """The statement takes the lock and then fails, as the server's own clean-up may have it."""
+        client = scene.client()
+        monkeypatch.setitem(WAIT, (shared, False), SHARED_THEN_ERROR if shared else GRANT_THEN_ERROR)
+        if inside:
+            scene.insert(client, 1)
+        with pytest.raises(sa.exc.DBAPIError, match="integer"):
+            client.lock("k", shared=shared).acquire()
+        assert scene.holders == 0
+        client.commit()
+        assert scene.rows == [1][: int(inside)]
 
     def test_a_grant_reported_as_a_timeout_is_not_kept(self, scene: Scene) -> None:
         """The holder releases at the moment when the wait ends: granted or refused, never both."""

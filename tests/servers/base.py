@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -30,6 +30,9 @@ class Factory(Generic[S_co]):
 class Addressed:
     """Something that listens at an address, named by SQLAlchemy URLs."""
 
+    connect_options: ClassVar[dict[str, Any]] = {"connect_timeout": 10}
+    """Arguments of the driver."""
+
     def __init__(self, address: sa.URL) -> None:
         """Set the default user, database and place."""
         self.address = address
@@ -50,10 +53,14 @@ class Addressed:
         address = self.address.set(drivername=drivername, database=database, username=user)
         return address.render_as_string(hide_password=False)
 
+    def engine_options(self, drivername: str) -> dict[str, Any]:
+        """Return arguments of `create_engine` without which a driver does not connect."""
+        return {}
+
     def connect(self) -> sa.Connection:
         """Open a connection of its own, outside any pool."""
-        options = {"connect_timeout": 10}
-        return sa.create_engine(self.address, poolclass=NullPool, connect_args=options).connect()
+        options = {"connect_args": self.connect_options, **self.engine_options(self.address.drivername)}
+        return sa.create_engine(self.url(self.address.drivername), poolclass=NullPool, **options).connect()
 
 
 class Server(Addressed, ABC):

@@ -13,6 +13,8 @@ DEFAULTS = {
     "postgresql": ("postgresql+psycopg", 5432),
     "mariadb": ("mysql+pymysql", 3306),
     "mysql": ("mysql+pymysql", 3306),
+    "mssql": ("mssql+pymssql", 1433),
+    "oracle": ("oracle+oracledb", 1521),
 }
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from .base import Addressed, Server
+from .base import Addressed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ class Proxy(Addressed):
     One thread does all the work on the sockets; the methods hand it their errand and wait until it is done.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Addressed) -> None:
         """Listen on a free port, at once."""
         self._target = (server.host, server.port)
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -74,6 +74,9 @@ class FakeSession:
     def alive(self) -> bool:
         return not self.cut
 
+    def expired(self) -> bool:
+        return False
+
     def hang_up(self) -> None:
         """End the session at the server; our side has yet to notice."""
         with self.server.changed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import unicodedata
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def compute(prefix: str, key: Key) -> dict[str, Any]:
     return {
         "int64": _int64(prefix, key),
         "mysql_name": _mysql_name(prefix, key),
+        "mssql_name": _mssql_name(prefix, key),
+        "oracle_id": _oracle_id(prefix, key),
         "file_name": _hash(prefix, key, 16).hex(),
         "label": _label(prefix, key),
     }
@@ -128,6 +131,26 @@ def _mysql_name(prefix: str, key: Key) -> str:
         codes = list(_bytes(key))
         if len(codes) <= 64 and codes[-1] != 0x20 and all(chr(code) in VERBATIM for code in codes):
             return "".join(map(chr, codes))
+    return _readable(prefix, key)[:31] + "~" + _hash(prefix, key, 16).hex()
+
+
+def _mssql_name(prefix: str, key: Key) -> str:
+    if not prefix and not isinstance(key, tuple):
+        raw = _bytes(key)
+        with suppress(UnicodeDecodeError):
+            if len(raw) <= 255 and not any(code < 0x20 or code == 0x7F for code in raw):
+                return raw.decode("utf-8")
+    digest = _hash(prefix, key, 16).hex()
+    return "|".join((digest[:8], _readable(prefix, key)[:221], digest[8:]))
+
+
+def _oracle_id(prefix: str, key: Key) -> int:
+    if isinstance(key, int) and not prefix:
+        return key & 0x3FFFFFFF
+    return _int64(prefix, key) & 0x3FFFFFFF
+
+
+def _readable(prefix: str, key: Key) -> str:
     readable, in_gap = "", False
     for character in _label(prefix, key).lower():
         if character in READABLE:
@@ -135,7 +158,7 @@ def _mysql_name(prefix: str, key: Key) -> str:
         elif not in_gap:
             readable += "-"
         in_gap = character not in READABLE
-    return readable[:31] + "~" + _hash(prefix, key, 16).hex()
+    return readable
 
 
 def _label(prefix: str, key: Key) -> str:

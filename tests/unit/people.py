@@ -83,6 +83,7 @@ class BareSession:
 
     def __init__(self) -> None:
         self.lives = True
+        self.ended = False
 
     def alive(self) -> bool:
         return self.lives

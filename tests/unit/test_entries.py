@@ -884,3 +884,13 @@ class TestDefects:
         ann.ask(entries, "y")
         with pytest.raises(DeadlockError):
             ben.ask(entries, "x")
+
+
+def test_a_grant_on_a_session_that_has_ended_is_none() -> None:
+    """The watch ended it between the server's yes and its note: whoever held on to it would never be told."""
+    entries, anna, dead = Entries(), Person("Anna"), session()
+    ticket = anna.ask(entries, "k")
+    dead.ended = True
+    assert entries.lose(dead) == []
+    assert not entries.granted(ticket, dead)
+    assert entries.held() == []

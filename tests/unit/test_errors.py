@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dlock_core import LockError, LockTimeoutError, StaleTokenError, errors
+from dlock_core import LockError, LockTimeoutError, NotPermittedError, StaleTokenError, errors
 
 
 class Drawn(NamedTuple):
@@ -27,6 +27,7 @@ CLASSES: list[type[LockError]] = [getattr(errors, name) for name in errors.__all
 # What an error tells besides its key.
 OWN_ATTRIBUTES: dict[type[LockError], dict[str, Any]] = {
     LockTimeoutError: {"timeout": 2.5, "waited": 2.625},
+    NotPermittedError: {"found": ["a lock"]},
     StaleTokenError: {"token": 6, "seen": 7},
 }
 
@@ -81,7 +82,7 @@ def test_an_error_tells_its_key_and_what_else_it_knows(kind: type[LockError]) ->
     """All by name and none required: whoever catches it need not read the message."""
     known = {"key": ("orders", 42), "colour": "red", **OWN_ATTRIBUTES.get(kind, {})}
     assert {name: value for name, value in vars(error_of(kind)).items() if name != "__notes__"} == known
-    unknown = {name: value for name, value in vars(kind("no")).items() if value is not None}
+    unknown = {name: value for name, value in vars(kind("no")).items() if value not in (None, ())}
     assert unknown == {}
 
 

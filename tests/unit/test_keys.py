@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy_dlock.lock.mssql import MssqlSadLockMixin
 from sqlalchemy_dlock.lock.mysql import MysqlSadLockMixin
+from sqlalchemy_dlock.lock.oracle import OracleSadLockMixin
 from sqlalchemy_dlock.lock.postgresql import PostgresqlSadLockMixin
 
 from dlock_core import LockKeyError, LockKeyRangeError, LockKeyTypeError, LockProvider
 from dlock_core.errors import shown
-from dlock_core.keys import check_key, check_prefix, file_name, int64, label, mysql_name
+from dlock_core.keys import check_key, check_prefix, file_name, int64, label, mssql_name, mysql_name, oracle_id
 
 from .key_vectors import KEYS, PREFIXES, VECTORS, compute, from_json, to_json
 
@@ -30,6 +32,8 @@ FROZEN: list[Vector] = json.loads(VECTORS.read_text(encoding="ascii"))
 SCHEMES: dict[str, Callable[[str, Any], int | str]] = {
     "int64": int64,
     "mysql_name": mysql_name,
+    "mssql_name": mssql_name,
+    "oracle_id": oracle_id,
     "file_name": file_name,
     "label": label,
 }
@@ -138,6 +142,68 @@ def test_a_plain_scalar_is_sqlalchemy_dlock_s_lock_on_mysql(text: str, kind: Cal
 def test_an_unprefixed_int_is_sqlalchemy_dlock_s_lock_on_mysql(key: int) -> None:
     """Its decimal digits are the name."""
     assert mysql_name("", key) == MysqlSadLockMixin(key=key).get_actual_key()
+
+
+PRINTABLE = st.text(st.characters(codec="utf-8", min_codepoint=0x20, exclude_characters="\x7f"), min_size=1)
+
+
+@given(PRINTABLE.filter(lambda text: len(text.encode()) <= 255), st.sampled_from([str, str.encode]))
+@example("x" * 255, str)
+@example("я" * 127, str)
+@example("🔒" * 63, str)
+@example("Orders:42 ", str)
+def test_a_text_without_control_characters_is_sqlalchemy_dlock_s_lock_on_sql_server(
+    text: str, kind: Callable[[str], str | bytes]
+) -> None:
+    """Up to 255 bytes, where no server cuts it."""
+    key = kind(text)
+    assert mssql_name("", key) == MssqlSadLockMixin(key=key).get_actual_key()
+
+
+@given(INT64)
+def test_an_unprefixed_int_is_sqlalchemy_dlock_s_lock_on_sql_server_and_oracle(key: int) -> None:
+    """Its decimal digits, or its last 30 bits."""
+    assert mssql_name("", key) == MssqlSadLockMixin(key=key).get_actual_key()
+    assert oracle_id("", key) == OracleSadLockMixin(key=key).get_actual_key()
+
+
+@pytest.mark.skipif(sys.byteorder == "big", reason="sqlalchemy-dlock uses the host's byte order, we little-endian")
+@given(SCALARS)
+@example("ключ")
+@example(b"\xff\x00")
+def test_an_unprefixed_scalar_is_sqlalchemy_dlock_s_lock_on_oracle(key: str | bytes | int) -> None:
+    """Both libraries exclude each other while a fleet moves over."""
+    assert oracle_id("", key) == OracleSadLockMixin(key=key).get_actual_key()
+
+
+@given(PREFIX, KEY)
+@example("", "x" * 256)
+@example("", "я" * 128)
+@example("", "🔒" * 64)
+@example("app", "x" * 5000)
+@example("", "a\\\n")
+def test_an_sql_server_name_is_one_that_no_server_cuts(prefix: str, key: Any) -> None:
+    """At most 255 bytes and 255 UTF-16 units, and nothing in it that T-SQL reads in its own way."""
+    name = mssql_name(prefix, key)
+    assert 1 <= len(name.encode()) <= 255
+    assert len(name.encode("utf-16-le")) <= 510
+    assert not any(unicodedata.category(letter) == "Cc" and letter < "\x80" for letter in name)
+
+
+@given(NEAR_PAIRS)
+def test_two_keys_share_an_sql_server_name_only_if_sqlalchemy_dlock_says_so(pairs: list[tuple[str, Any]]) -> None:
+    """Text, bytes and digits of one content, unprefixed; hashed names differ in what the server's view shows."""
+    names = [mssql_name(prefix, key) for prefix, key in pairs]
+    verbatim = {name for name in names if "|" not in name}
+    assert verbatim <= {str(key.decode() if isinstance(key, bytes) else key) for _, key in pairs}
+    hashed = [name[:32] for name in names if "|" in name]
+    assert len(set(hashed)) == len(hashed)
+
+
+@given(PREFIX, KEY)
+def test_an_oracle_number_is_one_that_dbms_lock_takes(prefix: str, key: Any) -> None:
+    """From 0 to 1073741823."""
+    assert 0 <= oracle_id(prefix, key) <= 1073741823
 
 
 @given(NEAR_PAIRS)

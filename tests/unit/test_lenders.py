@@ -12,7 +12,8 @@ import pytest
 from dlock_core import LockConnectionError
 from dlock_core.contexts import Blocking, Latch
 from dlock_core.dialects.base import Session
-from dlock_core.lenders import OwnerLender, SharedLender, SingleLender
+from dlock_core.lenders import FORESEEN_KEYS, SharedLender, SingleLender
+from dlock_core.owner_lender import OwnerLender
 from dlock_core.requests import Request
 from dlock_core.stock import Stock
 from dlock_core.threads import Workers
@@ -32,9 +33,6 @@ class Asker(Blocking):
 
     def owner(self) -> object:
         return self.identity
-
-    def in_main_thread(self) -> bool:
-        return False
 
 
 class Hasty(Asker):
@@ -238,6 +236,58 @@ class TestSharedLender:
         assert len(shared.server.sessions) == 1
         assert shared.lender._names == set()
 
+    def refuse(self, house: House, key: str) -> None:
+        """Let one who came too late try, wait in vain, and leave."""
+        asker = Asker()
+        ticket = house.ticket(asker, key)
+        assert not house.attempt(ticket, asker)
+        assert not house.wait(ticket, asker, 0.01)
+        house.lender.settle(ticket, reusable=True)
+
+    def foresees(self, house: House, key: str, *, shared: bool = False) -> bool:
+        """Ask whether the next asker of a key had better wait at once."""
+        waits: bool = house.lender.foresees_wait(request(house.ticket(Asker(), key, shared=shared)))
+        return waits
+
+    def test_a_key_that_others_had_a_moment_ago_is_waited_for_at_once(self, shared: House) -> None:
+        """Its next askers spare a try, except readers, who might join readers."""
+        shared.server.take("wanted")
+        assert not self.foresees(shared, "wanted")
+        self.refuse(shared, "wanted")
+        assert self.foresees(shared, "wanted")
+        assert not self.foresees(shared, "wanted", shared=True)
+        assert not self.foresees(shared, "another")
+
+    def test_now_and_then_one_tries_whether_the_key_is_still_wanted(self, shared: House) -> None:
+        """The first who gets it so makes us forget."""
+        stranger = shared.server.take("wanted")
+        self.refuse(shared, "wanted")
+        while self.foresees(shared, "wanted"):
+            pass
+        self.refuse(shared, "wanted")
+        assert self.foresees(shared, "wanted")
+        stranger.release("wanted", shared=False)
+        asker = Asker()
+        shared.unlock(shared.hold(asker, "wanted"), asker)
+        assert not self.foresees(shared, "wanted")
+
+    def test_nobody_foresees_a_wait_without_a_session_at_hand_to_wait_on(self, shared: House) -> None:
+        """He would only poll, and a try comes before a pause."""
+        shared.server.take("wanted")
+        self.refuse(shared, "wanted")
+        borrowed = [shared.stock.take() for _ in range(LIMIT)]
+        assert not self.foresees(shared, "wanted")
+        shared.stock.give(cast("Session", borrowed[0]))
+        assert self.foresees(shared, "wanted")
+
+    def test_only_so_many_wanted_keys_are_remembered(self, shared: House) -> None:
+        """The latest."""
+        keys = [f"key {number}" for number in range(FORESEEN_KEYS + 1)]
+        shared.server.take(*keys)
+        for key in keys:
+            self.refuse(shared, key)
+        assert [key for key in keys if self.foresees(shared, key)] == keys[1:]
+
     def test_no_name_is_asked_for_twice_on_the_shared_session(self, shared: House) -> None:
         """The server would let a second reader in past a queued writer, so he asks on another."""
         first, second = (shared.hold(Asker(), "k", shared=True) for _ in range(2))
@@ -422,23 +472,6 @@ class TestSharedLender:
         shared.lender.settle(waiter, reusable=False)
         assert shared.server.sessions[-1].ended
         assert not shared.stock._idle
-
-    def test_the_main_thread_cannot_be_called_away_from_others_locks(self, shared: House) -> None:
-        """As long as there are any, its statements on the shared session run in a thread of the provider."""
-        where = []
-        main = Blocking()
-        assert main.in_main_thread()
-        statement = shared.server.admits
-
-        def admits(name: str, shared: bool) -> bool:
-            where.append(threading.current_thread() is threading.main_thread())
-            return statement(name, shared)
-
-        shared.server.admits = admits  # type: ignore[method-assign]
-        first, second = (Ticket(key, main, shared=False, once=False) for key in "xy")
-        assert shared.lender.attempt(request(first), first, main)
-        assert shared.lender.attempt(request(second), second, main)
-        assert where == [True, False]
 
 
 class TestOwnerLender:

@@ -59,7 +59,7 @@ def test_one_who_leaves_as_he_is_granted_costs_the_next_nothing(locks: LockProvi
 
     async def main() -> None:
         first, second = locks.alock("k"), locks.alock("k")
-        lender: Any = manager._lenders[False]
+        lender: Any = manager._lenders[None]
         lender._granted = pause_after_grant
         leaver = asyncio.create_task(first.acquire())
         await asyncio.to_thread(granted.wait, 10)
@@ -99,8 +99,8 @@ def test_a_lock_held_in_a_closed_loop_is_free_for_the_next_loop() -> None:
     loop.close()
 
     async def main() -> bool:
-        async with locks:
-            return await locks.lock("k").acquire(timeout=5)
+        async with locks, locks.lock("k", timeout=5) as lock:
+            return lock.held
 
     assert asyncio.run(main())
     assert left_behind.lost

@@ -52,10 +52,16 @@ def written(wheel: zipfile.ZipFile, name: str) -> str:
 
 
 def test_the_wheel_has_the_four_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """No tests, no benchmarks, no stray folder that would land in everybody's site-packages."""
+    """No tests of ours, no benchmarks, no stray folder that would land in everybody's site-packages."""
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
-    assert not [name for name in wheel.namelist() if "test" in name.lower() or "__pycache__" in name]
+    for_users = {
+        "dlock_core/testing.py",
+        "dlock_core/pytest_plugin.py",
+        "dlock_django/pytest_plugin.py",
+        "dlock_django/test.py",
+    }
+    assert {name for name in wheel.namelist() if "test" in name.lower() or "__pycache__" in name} == for_users
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel: zipfile.ZipFile, sources: Path) -> None:
@@ -83,6 +89,7 @@ def test_the_wheel_installs_the_dlock_command(wheel: zipfile.ZipFile) -> None:
     module, _, function = parser["console_scripts"]["dlock"].partition(":")
     assert f"{module.replace('.', '/')}/__init__.py" in wheel.namelist()
     assert callable(getattr(importlib.import_module(module), function))
+    assert dict(parser["pytest11"]) == {"dlock": "dlock_core.pytest_plugin"}
 
 
 def test_the_wheel_needs_sqlalchemy_and_nothing_else(wheel: zipfile.ZipFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from pathlib import Path
@@ -19,13 +20,31 @@ CLASSES = (
     dlock_core.AsyncLock,
     dlock_core.SadLock,
     dlock_core.AsyncSadLock,
+    dlock_core.Finding,
+    dlock_core.LockAcquired,
+    dlock_core.LockAttempt,
+    dlock_core.LockEvent,
+    dlock_core.LockLost,
+    dlock_core.LockNotAcquired,
+    dlock_core.LockReleased,
+    dlock_core.LockInfo,
+    dlock_core.LockWaiter,
 )
-FUNCTIONS = (dlock_core.create_sadlock, dlock_core.create_async_sadlock, dlock_core.fence, dlock_core.fence_table)
+FUNCTIONS = (
+    dlock_core.create_sadlock,
+    dlock_core.create_async_sadlock,
+    dlock_core.fence,
+    dlock_core.fence_table,
+    dlock_core.name_table,
+    dlock_core.run_locked,
+)
 
 
 def public_members(cls: type) -> dict[str, Any]:
     """Return the methods and properties of a class that its users may use."""
-    return {name: member for name, member in inspect.getmembers_static(cls) if not name.startswith("_")}
+    fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    members = inspect.getmembers_static(cls)
+    return {name: member for name, member in members if not name.startswith("_") and name not in fields}
 
 
 def described(cls: type, name: str, member: Any) -> str:
@@ -41,6 +60,8 @@ def described_class(cls: type) -> list[str]:
     """Write how an object is made, if users make it, and all its members."""
     made_by_users = cls.__name__.endswith("Provider")
     first = [f"{cls.__name__}{inspect.signature(cls)}"] if made_by_users else []
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    first += [f"{cls.__name__}.{field.name}: {field.type}" for field in fields]
     return first + [described(cls, name, member) for name, member in public_members(cls).items()]
 
 

@@ -1,0 +1,1 @@
+"""Tests of dlock_celery, with real brokers and real workers."""

@@ -1,0 +1,43 @@
+"""Children forked inside a held lock, which end in every way after locks of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.contract.house import House, until
+
+KINDS = {"postgresql", "mysql", "mariadb"}
+
+
+@pytest.mark.rows(lambda row: row.server in KINDS and row.api == "sync" and row.share_sessions)
+def test_children_that_end_in_any_way_leave_the_parents_lock(house: House) -> None:
+    """The server is asked after each; before its end each child was refused, and had a lock of its own."""
+    command = [sys.executable, "-m", "tests.fault.forking", house.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as parent:
+        try:
+            _follow(house, parent)
+            complaint = parent.communicate("\n", timeout=20)[1]
+            assert parent.returncode == 0, complaint
+            assert "Traceback" not in complaint
+        finally:
+            parent.kill()
+
+
+def _follow(house: House, parent: subprocess.Popen[str]) -> None:
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    for end in ("return 0", "sys.exit 3", "exception 1", "os._exit 4", "SIGKILL -9"):
+        assert parent.stdout.readline().strip() == end
+        assert house.witness.holders() == 1
+        stranger = house.stranger()
+        assert not stranger.acquire("k", timeout=0)
+        assert stranger.acquire("own", timeout=0)
+        stranger.release()
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+    assert parent.stdout.readline().strip() == "released"
+    until(lambda: house.witness.holders() == 0, "the parent's release")

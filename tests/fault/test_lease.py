@@ -1,0 +1,171 @@
+"""Frozen processes and networks that fall silent: the lease, and the heartbeat's deadline."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dlock_core import LockConnectionError, LockLostError, LockProvider, UnsupportedError
+from dlock_core.watch import TICK, clock
+from tests.contract.house import House, until
+from tests.contract.persons import AnyLock
+from tests.servers import Proxy
+
+LEASE = 2
+HEARTBEAT = 1
+# The heartbeat, its deadline, the watch's round, and what a busy machine adds.
+SILENCE = HEARTBEAT + HEARTBEAT + TICK + 1
+SOME = {
+    "postgresql-psycopg2",
+    "postgresql-asyncpg",
+    "mariadb-mysqlclient",
+    "mariadb-aiomysql",
+    "mariadb-pymysql-alock",
+}
+KINDS = {"postgresql", "mysql", "mariadb"}
+ON_SOME = pytest.mark.rows(lambda row: row.name in SOME)
+
+
+@contextmanager
+def frozen_holder(house: House) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock on lease, and will be frozen."""
+    command = [sys.executable, "-m", "tests.fault.frozen", house.url, str(LEASE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a process says."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.rows(lambda row: row.server in KINDS and row.api == "sync" and row.share_sessions)
+def test_a_frozen_holder_loses_its_lock_and_knows_it_before_it_is_asked(house: House) -> None:
+    """Another process has the lock within 3 s; after SIGCONT the holder's first look is right."""
+    with frozen_holder(house) as holder:
+        assert said(holder) == "holds"
+        time.sleep(LEASE + 0.5)  # it renews itself: the lease alone takes nothing away
+        stranger = house.stranger()
+        assert not stranger.acquire("k", timeout=0)
+        frozen = time.monotonic()
+        holder.send_signal(signal.SIGSTOP)
+        assert stranger.acquire("k", timeout=10)
+        assert time.monotonic() - frozen < 3
+        holder.send_signal(signal.SIGCONT)
+        assert said(holder) == "not-held lost"
+        assert said(holder) == "LockLostError"
+        assert house.witness.holders() == 1
+        stranger.release()
+        assert said(holder) == "again"
+        assert holder.wait(10) == 0
+
+
+@ON_SOME
+def test_a_lease_renews_itself_while_the_lock_is_held(house: House) -> None:
+    """For several times its length, without a word from the user."""
+    told: list[AnyLock] = []
+    person = house.person(house.new_provider(lease=LEASE, on_lost=told.append))
+    assert person.acquire("k")
+    end = time.monotonic() + 2.2 * LEASE
+    while time.monotonic() < end:
+        assert person.locks[0].held
+        time.sleep(0.05)
+    assert house.witness.holders() == 1
+    assert told == []
+    person.release()
+
+
+@pytest.mark.rows(lambda row: row.server == "sqlite" and row.api == "sync")
+def test_sqlite_has_no_lease(house: House) -> None:
+    """There is no server that could end a session; the error says who has one."""
+    with pytest.raises(UnsupportedError, match=r"lease=2\.0: sqlite cannot end a silent session; PostgreSQL"):
+        house.new_provider(lease=2)
+
+
+def test_a_lease_needs_shared_sessions_and_a_second() -> None:
+    """A session that waits at the server cannot prove its life, and servers count in seconds."""
+    with pytest.raises(ValueError, match=r"lease with share_sessions=False"):
+        LockProvider("sqlite://", lease=2, share_sessions=False)
+    with pytest.raises(ValueError, match=r"lease=0\.5: give seconds, 1 or more"):
+        LockProvider("sqlite://", lease=0.5)
+
+
+@pytest.fixture
+def proxy(house: House) -> Iterator[Proxy]:
+    """A network between the house's providers and its server."""
+    assert house.server is not None
+    with Proxy(house.server) as proxy:
+        house.url = proxy.url(house.row.drivername)
+        yield proxy
+
+
+@ON_SOME
+def test_a_silent_network_is_a_loss_within_heartbeat_and_deadline(house: House, proxy: Proxy) -> None:
+    """No packet says so; a release does not wait for the network."""
+    told: list[AnyLock] = []
+    person = house.person(house.new_provider(heartbeat=HEARTBEAT, on_lost=told.append))
+    assert person.acquire("k")
+    proxy.cut()
+    cut = time.monotonic()
+    until(lambda: told, "the silence to be noticed")
+    assert time.monotonic() - cut < SILENCE
+    assert person.locks[0].lost
+    with pytest.raises(LockLostError):
+        person.do(person.locks[0].release)
+    proxy.restore()
+    assert person.acquire("other", timeout=5)
+    person.release()
+
+
+@ON_SOME
+def test_what_is_asked_of_a_silent_network_ends_with_the_heartbeats_deadline(house: House, proxy: Proxy) -> None:
+    """A release and an acquisition under way when the network falls silent are told, too."""
+    provider = house.new_provider(heartbeat=HEARTBEAT)
+    holder, asker = house.person(provider), house.person(provider)
+    assert holder.acquire("k")
+    proxy.cut()
+    cut = time.monotonic()
+    release = holder.submit(holder.locks[0].release)
+    ask = asker.begin("other", timeout=30)
+    with pytest.raises(LockLostError):
+        release.result(10)
+    assert time.monotonic() - cut < SILENCE
+    proxy.restore()
+    try:
+        assert ask.result(10)
+        asker.release()
+    except LockConnectionError:
+        pass  # it was on the session that ended: an honest answer as well
+
+
+@ON_SOME
+def test_behind_a_silent_network_nobody_believes_longer_than_the_lease(house: House, proxy: Proxy) -> None:
+    """When another one gets the lock, who has a way of his own to the server, the holder knows already."""
+    assert house.server is not None
+    person = house.person(house.new_provider(lease=LEASE))
+    house.url = house.server.url(house.row.drivername)
+    stranger = house.stranger()
+    assert person.acquire("k")
+    time.sleep(LEASE)  # it has renewed itself
+    cut = clock()
+    proxy.cut()
+    wait = stranger.begin("k", timeout=10)
+    while person.locks[0].held:
+        assert not wait.done()
+        assert clock() < cut + LEASE + 0.5
+        time.sleep(0.001)
+    assert person.locks[0].lost
+    assert wait.result(10)
+    stranger.release()
+    with pytest.raises(LockLostError):
+        person.do(person.locks[0].close)
