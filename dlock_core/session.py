@@ -42,6 +42,9 @@ __all__ = ["Care", "SqlSession", "connection_lost", "first_line"]
 
 log = logging.getLogger("dlock")
 
+# A wait shorter than this part of the lease is a proof of life, as any other statement.
+WAIT_IS_PROOF = 4
+
 
 class Care(NamedTuple):
     """Who looks after a session while it holds locks."""
@@ -188,15 +191,27 @@ class SqlSession:
         self._waiting = timeout != 0
         try:
             granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
+            self.fresh = False
+            if self._waiting and (granted or self.locks):
+                self._prove()
         finally:
             self._waiting = False
-        self.fresh = False
         if granted:
             self._shows_key = self._shows_key or label is not None
             self.locks += 1
             if self._care is not None and not self.watched:
                 self._care.watch.add(self)
         return granted
+
+    def _prove(self) -> None:
+        """Give the proof of life that a wait's answer is not: it was sent long ago.
+
+        With a lease the server is asked again, since the answer may have lain here while this process was frozen.
+        """
+        if self._care is None or self._care.lease is None:
+            self.proof = clock()
+        elif clock() - self.proof > self._care.lease / WAIT_IS_PROOF:
+            self.first(self._locks.ping)
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock."""
@@ -222,7 +237,7 @@ class SqlSession:
     def expired(self) -> bool:
         """Tell whether the server may have ended the session because its lease is over."""
         lease = self._care and self._care.lease
-        return lease is not None and clock() - self.proof > lease
+        return lease is not None and not self._waiting and clock() - self.proof > lease
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:

@@ -1,4 +1,4 @@
-"""A program that holds a lock on lease, and tells what it knows of it when it finds that it was frozen.
+"""A program that waits for a lock on lease and holds it, and tells what it knows when it finds that it was frozen.
 
 Run with: url, lease.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from dlock_core import LockLostError, LockProvider
+from dlock_core import LockConnectionError, LockLostError, LockProvider
 from dlock_core.watch import clock
 
 LEAP = 1.0
@@ -17,8 +17,9 @@ LEAP = 1.0
 def main(url: str, lease: float) -> None:
     """Hold, be frozen, and look."""
     locks = LockProvider(url, lease=lease)
+    print("asks", flush=True)
     try:
-        with locks.lock("k", timeout=5) as lock:
+        with locks.lock("k", timeout=30) as lock:
             print("holds", flush=True)
             before = now = clock()
             while now - before < LEAP:
@@ -26,8 +27,8 @@ def main(url: str, lease: float) -> None:
                 before, now = now, clock()
             held, lost = lock.held, lock.lost
             print("held" if held else "not-held", "lost" if lost else "not-lost", flush=True)
-    except LockLostError:
-        print("LockLostError", flush=True)
+    except (LockConnectionError, LockLostError) as error:
+        print(type(error).__name__, flush=True)
     with locks.lock("k", timeout=5):
         print("again", flush=True)
     locks.close()

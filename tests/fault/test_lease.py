@@ -53,6 +53,7 @@ def said(process: subprocess.Popen[str]) -> str:
 def test_a_frozen_holder_loses_its_lock_and_knows_it_before_it_is_asked(house: House) -> None:
     """Another process has the lock within 3 s; after SIGCONT the holder's first look is right."""
     with frozen_holder(house) as holder:
+        assert said(holder) == "asks"
         assert said(holder) == "holds"
         time.sleep(LEASE + 0.5)  # it renews itself: the lease alone takes nothing away
         stranger = house.stranger()
@@ -68,6 +69,60 @@ def test_a_frozen_holder_loses_its_lock_and_knows_it_before_it_is_asked(house: H
         stranger.release()
         assert said(holder) == "again"
         assert holder.wait(10) == 0
+
+
+@pytest.mark.rows(lambda row: row.server in KINDS and row.api == "sync" and row.share_sessions)
+def test_a_frozen_waiter_does_not_take_an_old_grant_for_a_new_one(house: House) -> None:
+    """Granted while it could not look, and lost again: it says so, or asks once more and waits for its turn."""
+    stranger = house.stranger()
+    assert stranger.acquire("k")
+    with frozen_holder(house) as waiter:
+        assert said(waiter) == "asks"
+        until(lambda: house.witness.waiters() == 1, "the wait at the server")
+        waiter.send_signal(signal.SIGSTOP)
+        stranger.release()
+        until(lambda: house.witness.holders() == 1, "the grant that nobody reads")
+        assert stranger.acquire("k", timeout=10)
+        waiter.send_signal(signal.SIGCONT)
+        until(lambda: house.witness.waiters() == 1, "the waiter to understand")
+        stranger.release()
+        assert said(waiter) in {"holds", "LockConnectionError"}
+
+
+@ON_SOME
+@pytest.mark.parametrize("care", [{"heartbeat": HEARTBEAT}, {"lease": LEASE}], ids=["heartbeat", "lease"])
+def test_a_long_wait_at_the_server_is_no_silence(house: House, care: dict[str, float]) -> None:
+    """What is granted after a wait longer than any silence allowed is held from then on."""
+    told: list[AnyLock] = []
+    provider = house.new_provider(on_lost=told.append, **care)
+    person, stranger = house.person(provider), house.stranger()
+    assert stranger.acquire("k")
+    wait = person.begin("k", timeout=30)
+    until(lambda: house.witness.waiters() == 1, "the wait at the server")
+    time.sleep(3)
+    stranger.release()
+    assert wait.result(10)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert person.locks[0].held
+        time.sleep(0.01)
+    assert told == []
+    person.release()
+
+
+@pytest.mark.rows(lambda row: row.server in KINDS and row.api == "sync" and not row.share_sessions)
+def test_a_long_wait_on_the_owners_session_loses_nothing_that_it_holds(house: House) -> None:
+    """Where all of one owner's locks are on one session."""
+    provider = house.new_provider(heartbeat=HEARTBEAT)
+    person, stranger = house.person(provider), house.stranger()
+    assert person.acquire("kept")
+    assert stranger.acquire("k")
+    assert not person.acquire("k", timeout=3)
+    time.sleep(1)
+    assert person.locks[0].held
+    assert house.witness.holders() == 2
+    person.release()
+    stranger.release()
 
 
 @ON_SOME
