@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_a_frozen_waiter_does_not_take_an_old_grant_for_a_new_one(house: House) 
 
 @ON_SOME
 @pytest.mark.parametrize("care", [{"heartbeat": HEARTBEAT}, {"lease": LEASE}], ids=["heartbeat", "lease"])
-def test_a_long_wait_at_the_server_is_no_silence(house: House, care: dict[str, float]) -> None:
+def test_a_long_wait_at_the_server_is_no_silence(house: House, care: dict[str, Any]) -> None:
     """What is granted after a wait longer than any silence allowed is held from then on."""
     told: list[AnyLock] = []
     provider = house.new_provider(on_lost=told.append, **care)
