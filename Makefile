@@ -7,7 +7,7 @@ URL ?=
 # More arguments for pytest: make test ARGS="-k fork"
 ARGS ?=
 
-.PHONY: help demo test test-all bench lint types format build clean
+.PHONY: help demo test test-all bench lint types docs format build clean
 
 help:
 	@echo "make demo              processes compete for a lock, on SQLite"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all          every broker of Celery with every database, too"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
 	@echo "make lint types        ruff, mypy"
+	@echo "make docs              the documentation, in docs/_build; a warning is an error"
 	@echo "make build             wheel and sdist in dist/"
 
 demo: $(VENV)/installed-$(if $(URL),servers,cli)
@@ -37,6 +38,10 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	@$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
