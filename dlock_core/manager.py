@@ -289,10 +289,11 @@ class Manager:
         return [method.__self__ for method in told if method is not None]  # type: ignore[attr-defined]
 
     def _dead(self, session: Any) -> None:
-        """End a session that the server has ended, or should have."""
+        """End a session that the server has ended, or should have; or that does not answer when it is opened."""
         for lender in list(self._lenders.values()):
             if session in lender.stock:
                 lender.stock.end(session)
+        session.end()
 
     def _session_ended(self, session: Session) -> None:
         """Tell all whose locks were on a session that ended."""

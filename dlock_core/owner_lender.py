@@ -73,7 +73,7 @@ class OwnerLender(BaseLender):
                 ask = partial(self._ask, session, request, ticket, timeout, self._show(request.label))
                 return context.wait(ask, session.interrupt)
             except Exception as error:
-                if fresh or not connection_lost(error):
+                if fresh or session.silent or not connection_lost(error):
                     raise
 
     def _enrol(self, owner: object) -> _Owned:

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import pytest
 
@@ -28,6 +29,8 @@ class Session:
         self._peer = Peer(self.socket)
         self.locks = 1
         self.proof = clock()
+        self.due = inf
+        self.silent = False
         self.watched = self.ended = False
         self.loop_closed = self.waiting = False
         self.beats = 0
@@ -113,6 +116,18 @@ def test_a_session_that_holds_nothing_is_let_go(manager: Manager, session: Sessi
     watch.remove(session)
     until(lambda: not threads())
     assert manager.dead == []
+
+
+def test_an_answer_that_is_overdue_ends_the_session(manager: Manager, session: Session) -> None:
+    """Also of one that holds nothing; it is watched for as long as an answer is due."""
+    watch = Watch(manager.end, heartbeat=0.02, lease=None)
+    session.locks = 0
+    session.due = began = clock() + 0.2
+    watch.add(session)
+    until(lambda: manager.dead == [session])
+    assert clock() > began
+    assert session.silent
+    until(lambda: not threads())
 
 
 def test_silence_brings_a_heartbeat_and_then_the_end(manager: Manager, session: Session) -> None:
