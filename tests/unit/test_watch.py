@@ -14,7 +14,7 @@ from math import inf
 
 import pytest
 
-from dlock_core.sockets import Peer, hang_ups
+from dlock_core.sockets import Peer, duplicate_socket, hang_ups
 from dlock_core.watch import Watch, clock
 
 from .fake_server import until
@@ -92,6 +92,25 @@ def test_a_hang_up_is_told_at_once_and_once(manager: Manager, session: Session) 
     until(lambda: not threads())
     assert manager.dead == [session]
     assert not session.watched
+
+
+class Driver:
+    """A driver's connection, as far as its socket goes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.fileno = connection.fileno
+
+
+def test_the_system_probes_a_silent_network_after_a_minute_at_most() -> None:
+    """By the options of the driver's own socket; what the user set to less stays."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        copy = duplicate_socket(Driver(ours))
+        assert copy is not None
+        copy.close()
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [60, 5, 3]
 
 
 def test_two_threads_may_ask_at_one_time(session: Session) -> None:
