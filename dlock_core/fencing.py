@@ -39,7 +39,8 @@ def fence_table(metadata: MetaData) -> Table:
 
 
 _fences = fence_table(MetaData())
-_SEEN = select(_fences.c.token).where(_fences.c.name == bindparam("fence"))
+# FOR UPDATE reads the row as it is: under MySQL's REPEATABLE READ a plain read sees it as the transaction first did.
+_SEEN = select(_fences.c.token).where(_fences.c.name == bindparam("fence")).with_for_update()
 
 
 def fence(connection: Connection | Session, key: object, token: int) -> None:

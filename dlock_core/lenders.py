@@ -1,8 +1,8 @@
 """Which server session takes which lock: all on one, one for each owner, or one for each lock.
 
-A lender serves one part of a process, which can use its sessions: the main thread, the other threads,
-or one event loop. Whatever the server grants, it reports at once to the bookkeeping; when that says
-that the asker has left meanwhile, it gives the lock straight back.
+A lender serves one part of a process, which can use its sessions: the threads, or one event loop. Whatever
+the server grants, it reports at once to the bookkeeping; when that says that the asker has left meanwhile, it
+gives the lock straight back.
 """
 
 from __future__ import annotations
