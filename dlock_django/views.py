@@ -10,8 +10,9 @@ from django.db import connections, transaction
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
+from dlock_core import KeyTemplate
+
 from .conf import UNSET, Unset, setting
-from .keys import KeySource, filled
 from .locks import Wish, atrying, trying
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
+
+    from .keys import KeySource
 
 __all__ = ["lock_view"]
 
@@ -121,7 +124,7 @@ def _atomic(view: Callable[..., Any], outside: _Outside) -> Callable[..., Any]:
 
 
 def _key(key: KeySource, request: HttpRequest, args: Any, kwargs: dict[str, Any]) -> Any:
-    return key(request, *args, **kwargs) if callable(key) else filled(key, kwargs, where="the URL")
+    return key(request, *args, **kwargs) if callable(key) else KeyTemplate(key).fill(kwargs, where="the URL")
 
 
 def _conflict(status: int | None, retry_after: int | None) -> HttpResponse:

@@ -22,7 +22,7 @@ OURS = ("dlock_core", *ADAPTERS)
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "signals", "urls"),
     ("keys", "timeouts", "threads", "sockets", "sighting", "forgotten"),
-    ("onebyone", "options", "engines"),
+    ("onebyone", "options", "engines", "templates"),
     ("requests", "watch"),
     ("events",),
     ("contexts",),
@@ -73,6 +73,7 @@ WITHOUT_SQLALCHEMY = (
     "stock",
     "tickets",
     "entries",
+    "templates",
     "decorator",
 )
 DIALECTS_MAY_USE = ("errors", "signals", "urls", "keys", "dialects")
