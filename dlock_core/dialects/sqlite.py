@@ -40,8 +40,6 @@ class SQLite:
         mechanism="transaction on a side file",
         shared=True,
         server_waits=False,
-        detects_deadlocks=False,
-        across_machines=False,
     )
 
     def __init__(self) -> None:
