@@ -18,9 +18,9 @@ from sqlalchemy.util import greenlet_spawn
 
 from .dialects.sqlite import SQLite
 from .errors import LockConnectionError, LockError, LockStateError, NotPermittedError, shown
+from .failures import connecting, connection_lost, first_line
 from .keys import check_key, label
 from .names import known_names, remember
-from .session import connection_lost
 from .signals import from_handler
 from .timeouts import Deadline
 from .urls import shown_url
@@ -246,8 +246,11 @@ class Inspector:
             yield _nothing  # its locks are not in the database
             return
         engine = Engine(self._engine.pool.recreate(), self._engine.dialect, self._engine.url, hide_parameters=True)
+        failure = f"cannot ask {shown_url(engine.url)} for its locks"
         try:
-            with engine.connect() as connection:
+            with connecting(failure):
+                connection = engine.connect()
+            with connection:
                 # Not as an option: SQLAlchemy would set it back, to a default that it may not know yet while
                 # another connection of the engine is its first.
                 engine.dialect.set_isolation_level(connection.connection.dbapi_connection, "AUTOCOMMIT")  # type: ignore[arg-type]
@@ -262,7 +265,7 @@ class Inspector:
         except (SQLAlchemyError, OSError) as error:
             if from_handler(error) or (isinstance(error, SQLAlchemyError) and not connection_lost(error)):
                 raise
-            raise LockConnectionError(f"cannot ask {shown_url(engine.url)} for its locks: {error}") from error
+            raise LockConnectionError(f"{failure}: {first_line(error)}") from error
         finally:
             engine.dispose()
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .errors import DeadlockError, UnsupportedError
-from .session import connection_lost
+from .failures import connection_lost
 from .timeouts import Deadline
 from .turnstile import Turnstile
 

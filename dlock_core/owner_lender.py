@@ -6,8 +6,8 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .failures import connection_lost
 from .lenders import BaseLender
-from .session import connection_lost
 from .turnstile import Turnstile
 
 if TYPE_CHECKING:

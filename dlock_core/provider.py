@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .checks import Finding
-    from .decorator import KeySource
     from .events import LockEvent
     from .inspection import LockInfo
     from .options import Options
+    from .templates import KeySource
 
 __all__ = ["AsyncLockProvider", "LockProvider"]
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .errors import LockConnectionError
+from .failures import first_line
 from .onebyone import OneByOne
 from .sighting import same_file
 from .signals import from_handler
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .threads import Workers
     from .watch import Watch
 
-__all__ = ["Care", "SqlSession", "connection_lost", "first_line"]
+__all__ = ["Care", "SqlSession"]
 
 log = logging.getLogger("dlock")
 
@@ -409,15 +410,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, for a message."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def connection_lost(error: BaseException) -> bool:
-    """Tell whether an error of a statement means that the session is gone."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated
-    return isinstance(error, OSError) and not from_handler(error)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asgiref.sync import iscoroutinefunction
 
-from dlock_core import LockStateError, UnsupportedError
-
-from .keys import KeySource, key_of_call
+from dlock_core import LockStateError, UnsupportedError, key_maker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
+
+    from .keys import KeySource
 
 __all__ = ["AsyncBlock", "AsyncLockBlock", "Block", "LockBlock"]
 
@@ -68,14 +68,16 @@ class LockBlock(Block[T_co]):
 
         Raises:
             UnsupportedError: The function is async, or a generator: the lock would be free before its body runs.
+            LockKeyError: The function has no such argument.
         """
         if iscoroutinefunction(function):
             raise UnsupportedError(f"{function.__qualname__} is async: put `alock` over it")
         _refuse_generator(function)
+        key_of = key_maker(self._key, function)
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._open(key_of_call(self._key, function, args, kwargs)):
+            with self._open(key_of(*args, **kwargs)):
                 return function(*args, **kwargs)
 
         return run  # type: ignore[return-value]
@@ -111,13 +113,15 @@ class AsyncLockBlock(AsyncBlock[T_co]):
 
         Raises:
             UnsupportedError: The function is not async.
+            LockKeyError: The function has no such argument.
         """
         if not iscoroutinefunction(function):
             raise UnsupportedError(f"{function.__qualname__} is not async: put `lock` over it")
+        key_of = key_maker(self._key, function)
 
         @functools.wraps(function)
         async def run(*args: Any, **kwargs: Any) -> Any:
-            async with self._open(key_of_call(self._key, function, args, kwargs)):
+            async with self._open(key_of(*args, **kwargs)):
                 return await function(*args, **kwargs)
 
         return run  # type: ignore[return-value]

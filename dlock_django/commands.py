@@ -11,12 +11,11 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.utils.connection import ConnectionDoesNotExist
 
-from dlock_core import DeadlockError, Lock, LockError, LockLostError, LockTimeoutError
+from dlock_core import DeadlockError, KeyTemplate, Lock, LockError, LockLostError, LockTimeoutError
 
 from .conf import UNSET, Unset, alias_of, setting
 from .flags import Flags, add_flags, add_switches
 from .holders import holder_of
-from .keys import Key, filled
 from .locks import Wish, taking
 from .sigterm import sigterm_exits
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from django.core.management.base import CommandParser
+
+    from .keys import Key
 
 __all__ = ["CommandLockLost", "CommandLocked", "LockedCommand", "LockedCommandMixin", "Screen", "execute_locked"]
 
@@ -76,7 +77,7 @@ class LockedCommandMixin:
         """Return the key, which may depend on the command's options; override it for more than `lock_key` can say."""
         if self.lock_key is None:
             return _default_key(type(self).__module__)
-        return filled(self.lock_key, options, where="the command")
+        return KeyTemplate(self.lock_key).fill(options, where="the command")
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Add our flags behind those of the command, whether or not its `add_arguments` calls super()."""

@@ -41,8 +41,6 @@ class Capabilities:
     shared: bool
     server_waits: bool
     """The server queues waiters, first come first served; otherwise we poll."""
-    detects_deadlocks: bool
-    across_machines: bool
     fencing: bool = True
     """The database gives numbers that grow with every grant."""
     lease: bool = False

@@ -134,10 +134,10 @@ def delete_from_rabbitmq(name: str) -> None:
     """Delete what an app with this name for its queue has declared."""
     with Connection(AMQP_URL) as connection:
         for queue in (name, f"{name}.dead", f"{name}.live"):
-            with suppress(Exception):  # it may never have been declared
+            with suppress(*connection.channel_errors):  # it may never have been declared
                 Queue(queue, channel=connection.channel()).delete()
         for exchange in (name, f"{name}.live", f"{name}.pidbox", f"reply.{name}.pidbox", f"{name}.events"):
-            with suppress(Exception):
+            with suppress(*connection.channel_errors):
                 Exchange(exchange, channel=connection.channel()).delete()
 
 

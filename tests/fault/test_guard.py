@@ -20,7 +20,6 @@ from .pgbouncer import PgBouncer
 
 Pooler = Callable[..., PgBouncer]
 postgresql_rows = pytest.mark.rows(lambda row: row.server == "postgresql" and row.share_sessions)
-IN_TURN = {"server_round_robin": "1", "min_pool_size": "2"}
 SETTINGS = "SELECT current_setting('application_name'), current_setting('idle_session_timeout')"
 
 
