@@ -84,7 +84,7 @@ def single_instance(
 ) -> Any:
     """Let a task run once at a time, wherever its workers are.
 
-    It goes under the decorator that makes the task:
+    It goes under the decorator that makes the task::
 
         @app.task
         @single_instance(key="invoice:{customer_id}")
@@ -116,6 +116,10 @@ def single_instance(
         on_lost: When the lock is lost while the body runs: "log"; "raise": the task fails with LockLostError when
             its body ends; "terminate": in a prefork worker the body is interrupted by SoftTimeLimitExceeded
             first, elsewhere as "raise".
+
+    Raises:
+        TypeError: It is above the decorator that makes the task, or over what is no function. Options that make no
+            sense raise Celery's ImproperlyConfigured when the app binds the task.
     """
     options = {name: value for name, value in locals().items() if name != "function" and value is not None}
     if function is None:

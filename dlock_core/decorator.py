@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["KeySource", "guarded"]
 
 KeySource: TypeAlias = "Key | Callable[..., Any]"
+"""A key in whose text `{name}` stands for the function's argument of that name, or a callable that gets the function's
+arguments and returns the key."""
 F = TypeVar("F", bound="Callable[..., Any]")
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import django
 from django.conf import settings
-
 from sphinx.addnodes import pending_xref
 
 if TYPE_CHECKING:
@@ -68,7 +67,8 @@ python_maximum_signature_line_length = 88
 copybutton_exclude = ".linenos, .gp, .go"
 
 # The admin's classes can only be imported in a project.
-settings.configure(INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "dlock_django"])
+APPS = ["contenttypes", "auth", "admin"]
+settings.configure(INSTALLED_APPS=[*(f"django.contrib.{app}" for app in APPS), "dlock_django"])
 django.setup()
 
 # Who calls these classes is a user; all others come from a function, and their arguments are nobody's business.
@@ -83,11 +83,15 @@ def hide_arguments(_app: Sphinx, what: str, name: str, *_: object) -> tuple[str,
 
 def keep_columns(_app: Sphinx, _context: object, lines: list[str]) -> None:
     """Show what a command's help does not wrap as the terminal shows it."""
-    for number, line in enumerate(lines):
-        if line.startswith("| "):
-            first = not (number and lines[number - 1].startswith("   "))
-            lines[number] = ("::\n\n" if first else "") + f"   {line[2:]}"
-    lines[:] = "\n".join(lines).splitlines()
+    shown: list[str] = []
+    for line in lines:
+        if not line.startswith("| "):
+            shown.append(line)
+        elif shown[-1].startswith("   "):
+            shown.append(f"   {line[2:]}")
+        else:
+            shown += [".. code-block:: text", "", f"   {line[2:]}"]
+    lines[:] = [*shown, ""]
 
 
 def read_exactly(_app: Sphinx, doctree: nodes.document) -> None:
