@@ -40,7 +40,6 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-dev
-	@$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
 
 format: $(VENV)/installed-dev

@@ -48,7 +48,7 @@ nitpicky = True
 ELSEWHERE = (
     "AsyncEngine|Connection|Engine|MetaData|Session|Table|URL",  # SQLAlchemy
     "Celery|ImproperlyConfigured",
-    "Flask|Response|SQLAlchemy",
+    "Flask|NamedSignal|Response|SQLAlchemy",
     "CollectorRegistry|MeterProvider|TracerProvider",  # prometheus_client, opentelemetry
     "datetime",
     r"(celery|click|django|flask|sqlalchemy|werkzeug)\..+",
