@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery import Task, current_app
 from celery._state import (  # type: ignore[attr-defined]  # what shared_task is made of
-    _get_active_apps,
+    _get_active_apps,  # pyright: ignore[reportAttributeAccessIssue]
     connect_on_app_finalize,
     get_current_task,
 )
@@ -156,7 +156,7 @@ def _unguarded(options: dict[str, Any]) -> Any:
     now = holding.get()
     if now is not None and _mark_of(now.task) is options:
         return None
-    registered = (task for app in (current_app, *_get_active_apps()) for task in list(app._tasks.values()))  # noqa: SLF001
+    registered = (task for app in (current_app, *_get_active_apps()) for task in list(app._tasks.values()))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
     for task in (get_current_task(), *registered):
         if task is not None and _mark_of(task) is options:
             _adopt(type(task))

@@ -143,7 +143,7 @@ class Inspector:
             async with asyncio.timeout(ASK_SECONDS) as limit:
                 return await greenlet_spawn(ask)
         except TimeoutError:
-            if not limit.expired():
+            if not limit.expired():  # pyright: ignore[reportPossiblyUnboundVariable]  # only its end raises this
                 raise
             raise self._no_answer() from None
 
