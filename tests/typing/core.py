@@ -31,7 +31,7 @@ from dlock_core.testing import MemoryDatabase, hold
 
 locks = LockProvider(create_engine("sqlite://"), on_lost=lambda lock: print(lock.key))
 LockProvider("sqlite://", lease="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-locks.lock("key", "5")  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+locks.lock("key", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 locks.lock("key", tiemout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
