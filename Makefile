@@ -15,7 +15,7 @@ help:
 	@echo "make test              all tests; ARGS goes to pytest"
 	@echo "make test-all          every broker of Celery with every database, too"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
-	@echo "make lint types        ruff, mypy"
+	@echo "make lint types        ruff; mypy and pyright"
 	@echo "make docs              the documentation, in docs/_build; a warning is an error"
 	@echo "make build             wheel and sdist in dist/"
 
@@ -38,9 +38,9 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-dev
-	@$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
 
 format: $(VENV)/installed-dev

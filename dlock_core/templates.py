@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["KeySource", "KeyTemplate", "key_maker"]
 
 KeySource: TypeAlias = "Key | Callable[..., Any]"
+"""A key in whose text `{name}` stands for the function's argument of that name, or a callable that gets the function's
+arguments and returns the key."""
 
 # The address in the default text of an object.
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")

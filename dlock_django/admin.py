@@ -50,7 +50,10 @@ class _Wish(forms.Form):
 
 @admin.register(Lock)
 class LockAdmin(ModelAdmin):
-    """Shows locks to who may `dlock.view_lock`, and ends them for who may `dlock.terminate_lock` too."""
+    """Show locks to who may `dlock.view_lock`, and end them for who may `dlock.terminate_lock` too.
+
+    On an admin site of your own: `site.register(Lock, LockAdmin)`.
+    """
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Let the index offer the list, and nothing to add or change even to superusers."""

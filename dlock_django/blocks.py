@@ -39,7 +39,7 @@ class _BaseBlock:
 
 
 class Block(_BaseBlock, Generic[T_co]):
-    """For `with`."""
+    """What `try_lock` returns, for one `with`."""
 
     _block: AbstractContextManager[T_co]
 
@@ -61,7 +61,7 @@ class Block(_BaseBlock, Generic[T_co]):
 
 
 class LockBlock(Block[T_co]):
-    """For `with`, and over a function."""
+    """What `lock` and `locked_atomic` return, for one `with` or over a function."""
 
     def __call__(self, function: F) -> F:
         """Run each call of a function under a lock of its own.
@@ -84,7 +84,7 @@ class LockBlock(Block[T_co]):
 
 
 class AsyncBlock(_BaseBlock, Generic[T_co]):
-    """For `async with`."""
+    """What `atry_lock` returns, for one `async with`."""
 
     _block: AbstractAsyncContextManager[T_co]
 
@@ -106,7 +106,7 @@ class AsyncBlock(_BaseBlock, Generic[T_co]):
 
 
 class AsyncLockBlock(AsyncBlock[T_co]):
-    """For `async with`, and over an async function."""
+    """What `alock` returns, for one `async with` or over an async function."""
 
     def __call__(self, function: F) -> F:
         """Run each call of an async function under a lock of its own.

@@ -10,4 +10,6 @@ if TYPE_CHECKING:
 __all__ = ["Key", "KeySource"]
 
 Key: TypeAlias = "str | bytes | int | tuple[str | bytes | int, ...]"
+"""A str, bytes or int of 64 bits with sign, or a tuple of them."""
 KeySource: TypeAlias = "Key | Callable[..., Key]"
+"""A key in whose text `{name}` stands for an argument, or a callable that gets the arguments and returns the key."""

@@ -72,7 +72,7 @@ def try_lock(
 ) -> Block[Lock | None]:
     """Hold a lock during a `with` block; `as` gives None, and no error, when it was not free in time.
 
-    Arguments as for `lock`.
+    Arguments as for `lock`. The block runs in either case: look whether the lock is there.
     """
     return Block(partial(trying, Wish(using, timeout, shared, allow_atomic)), key)
 
@@ -101,12 +101,17 @@ def atry_lock(
     shared: bool = False,
     cancel_on_lost: bool = False,
 ) -> AsyncBlock[AsyncLock | None]:
-    """Hold a lock during an `async with` block; `as` gives None when it was not free in time; see `alock`."""
+    """Hold a lock during an `async with` block; `as` gives None when it was not free in time; see `try_lock`."""
     return AsyncBlock(partial(atrying, Wish(using, timeout, shared, cancel_on_lost=cancel_on_lost)), key)
 
 
 def is_locked(key: Key, *, using: str | None = None) -> bool:
-    """Tell whether anybody holds a key, as the server sees it; that may have changed when you read it."""
+    """Tell whether anybody holds a key, as the server sees it; that may have changed when you read it.
+
+    Raises:
+        NotPermittedError: The database does not tell this user.
+        LockConnectionError: The database cannot be asked.
+    """
     with provider(alias_of(using)) as locks:
         return bool(locks.inspect(key))
 

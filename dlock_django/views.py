@@ -52,7 +52,7 @@ def lock_view(
         shared: Share it with others who ask for it shared.
         methods: The HTTP methods to lock; default: all.
         status: Of the answer to whoever came in vain; default: DLOCK_CONFLICT_STATUS, which is 409.
-        retry_after: Seconds; default: DLOCK_RETRY_AFTER, which is 1.
+        retry_after: Whole seconds of the header; default: DLOCK_RETRY_AFTER, which is 1.
     """
     wish, key_of = Wish(using, timeout, shared), key if callable(key) else _filled_from_url(key)
     wanted = {method.upper() for method in methods} if methods is not None else None

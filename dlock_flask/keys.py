@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["KeySource", "key_maker"]
 
 KeySource: TypeAlias = "str | bytes | int | tuple[str | bytes | int, ...] | list[str] | Callable[..., Any]"
+"""A key in whose text `{name}` stands for an argument; a list of arguments' names; or a callable that gets the
+arguments and returns the key."""
 # What reads alike in every process; an object's default text has its address in it.
 PLAIN = (str, int, float, Decimal, UUID, date, time, Enum, type(None))
 
