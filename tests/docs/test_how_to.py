@@ -151,7 +151,7 @@ def test_a_task_that_is_slower_than_two_beats_does_not_overlap(sqlite_desk: Desk
         folder.mkdir()
     options = {f"data_folder_{way}": str(folders["queue"]) for way in ("in", "out")}
     options["control_folder"] = str(folders["control"])
-    site = f"from tasks import app\napp.conf.update(broker_transport_options={options!r}, worker_hijack_root_logger=True)\n"
+    site = f"from tasks import app\napp.conf.broker_transport_options = {options!r}\n"
     (sqlite_desk.folder / "site_of_test.py").write_text(site)
     worker_line, beat_line = [line for line in commands("how-to/celery-beat.md") if line.startswith("celery ")]
     worker = _celery(sqlite_desk, worker_line, "--loglevel", "INFO")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import socket
-import sys
 
 import pytest
 
@@ -146,4 +145,3 @@ def test_every_line_for_the_shell_is_known_here() -> None:
     )
     known = re.compile("|".join((*tested, *rest, r"dlock run nightly-report -- sleep 10")))
     assert [line for line in commands(PAGE) if not known.fullmatch(line)] == []
-    assert sys.version_info >= (3, 11)
