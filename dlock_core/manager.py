@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool
 
     from .contexts import Context
-    from .dialects.base import Session
+    from .dialects.base import ServerDialect, Session
     from .keys import Key
     from .lenders import Lender
     from .options import Options
@@ -79,7 +79,7 @@ class Manager:
         self._sessions: set[Session] = set()
         self._start()
         _managers.add(self)
-        weakref.finalize(self, _end_all, self._sessions)
+        weakref.finalize(self, _end_all, self._sessions, self.locks)
 
     def _start(self) -> None:
         self._pid = os.getpid()
@@ -310,6 +310,8 @@ class Manager:
             log.warning("lock provider closed while key %s was held", shown(ticket.key))
         for lender in list(self._lenders.values()):
             lender.stock.end_all()
+        if isinstance(self.locks, SQLite):
+            self.locks.close()
 
     def _lender(self, home: object) -> Lender:
         """Return the sessions that an asker can use: those of his event loop, or of all threads."""
@@ -384,9 +386,11 @@ def _lost(ticket: Ticket, reason: str) -> LockLostError:
     )
 
 
-def _end_all(sessions: set[Session]) -> None:
+def _end_all(sessions: set[Session], locks: ServerDialect | SQLite) -> None:
     for session in list(sessions):
         session.end()
+    if isinstance(locks, SQLite):
+        locks.close()
 
 
 _managers: weakref.WeakSet[Manager] = weakref.WeakSet()
