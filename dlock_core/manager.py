@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool
 
     from .contexts import Context
-    from .dialects.base import Session
+    from .dialects.base import ServerDialect, Session
     from .lenders import Lender
     from .options import Options
 
@@ -76,7 +76,7 @@ class Manager:
         self._sessions: set[Session] = set()
         self._start()
         _managers.add(self)
-        weakref.finalize(self, _end_all, self._sessions)
+        weakref.finalize(self, _end_all, self._sessions, self.locks)
 
     def _start(self) -> None:
         self._pid = os.getpid()
@@ -308,6 +308,8 @@ class Manager:
             log.warning("lock provider closed while key %s was held", shown(ticket.key))
         for lender in list(self._lenders.values()):
             lender.stock.end_all()
+        if isinstance(self.locks, SQLite):
+            self.locks.close()
 
     def _lender(self, home: object) -> Lender:
         """Return the sessions that an asker can use: those of his event loop, or of all threads."""
@@ -366,9 +368,11 @@ def _warn_of_closed_loop(key: object) -> None:
     )
 
 
-def _end_all(sessions: set[Session]) -> None:
+def _end_all(sessions: set[Session], locks: ServerDialect | SQLite) -> None:
     for session in list(sessions):
         session.end()
+    if isinstance(locks, SQLite):
+        locks.close()
 
 
 _managers: weakref.WeakSet[Manager] = weakref.WeakSet()

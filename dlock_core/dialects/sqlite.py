@@ -65,6 +65,11 @@ class SQLite:
                 self._place = self._place or (SideFiles(Path(file)) if file else MemoryLocks.of(engine))
         return self._place
 
+    def close(self) -> None:
+        """Close what is open without a lock."""
+        if isinstance(self._place, SideFiles):
+            self._place.close()
+
     def after_fork(self) -> None:
         """Start anew in a forked child."""
         self._mutex = threading.Lock()

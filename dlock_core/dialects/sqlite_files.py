@@ -48,8 +48,9 @@ WRITER = ("BEGIN EXCLUSIVE", "PRAGMA user_version=1")
 READER = ("BEGIN", "SELECT count(*) FROM sqlite_master")
 
 # SQLite remembers per process which of its files are locked, and a forked child inherits that memory:
-# no fork may happen while a statement of ours changes it.
-_fork_guard = threading.Lock()
+# no fork may happen while a statement of ours changes it. Re-entrant, since a collection of garbage in
+# the midst of one may close the files of a forgotten provider.
+_fork_guard = threading.RLock()
 os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_fork_guard.release)
 
 
@@ -115,6 +116,8 @@ class SideFiles:
         self._folder = database.with_name(f"{database.name}.dlock")
         self._mutex = threading.Lock()
         self._spare: OrderedDict[str, SideFile] = OrderedDict()
+        self._room = SPARE_FILES
+        self._pid = os.getpid()
         self._lent: set[SideFile] = set()
         self.owners = Owners(self._folder, database)
 
@@ -172,7 +175,7 @@ class SideFiles:
             self._lent.discard(file)
             unwanted = self._spare.pop(file.path.name, None)
             self._spare[file.path.name] = file
-            if unwanted is None and len(self._spare) > SPARE_FILES:
+            if unwanted is None and len(self._spare) > self._room:
                 unwanted = self._spare.popitem(last=False)[1]
         if unwanted is not None:
             unwanted.close()
@@ -195,6 +198,17 @@ class SideFiles:
         with self._mutex:
             self._lent.discard(file)
         file.close()
+
+    def close(self) -> None:
+        """Close the spare files, and keep none from now on."""
+        if self._pid != os.getpid():
+            return  # after a fork that ran no Python hook, what is open is the parent's
+        with self._mutex:
+            self._room = 0
+            unwanted = list(self._spare.values())
+            self._spare.clear()
+        for file in unwanted:
+            file.close()
 
     def _make(self, name: str) -> None:
         """Make folder and file with the database's owner, group and mode."""
@@ -219,6 +233,7 @@ class SideFiles:
         them, which would refuse this child the same keys for ever.
         """
         self._mutex = threading.Lock()
+        self._pid = os.getpid()
         self.owners.after_fork()
         for file in [*self._lent, *self._spare.values()]:
             file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import stat
@@ -10,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
 from dlock_core import Lock, LockConnectionError, LockProvider, UnsafeEnvironmentError
+from dlock_core.dialects.sqlite_files import SideFiles
 
 NOBODY = 65534
 
@@ -216,6 +219,47 @@ def test_a_side_file_that_was_deleted_while_idle_is_made_again(locks: LockProvid
         path.unlink()
     with locks.lock("k"):
         assert answer_of(database) == "False"
+
+
+def open_side_files(database: Path) -> list[str]:
+    """Return what this process has open of the side files."""
+    folder = f"{database}.dlock{os.sep}"
+    return [file.path for file in psutil.Process().open_files() if file.path.startswith(folder)]
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["idle", "held"])
+def test_a_closed_provider_has_no_side_file_open(database: Path, held: bool) -> None:
+    """Not even those that it kept for the next use of their keys."""
+    with LockProvider(f"sqlite:///{database}") as locks:
+        lock = locks.lock("k")
+        lock.acquire()
+        with locks.lock("readers", shared=True):
+            pass
+        if not held:
+            lock.release()
+        assert open_side_files(database)
+    assert open_side_files(database) == []
+
+
+def test_a_forgotten_provider_has_no_side_file_open(database: Path) -> None:
+    """It closes them itself: Python 3.13 warns of a database that the collector of garbage has to close."""
+    locks = LockProvider(f"sqlite:///{database}")
+    with locks.lock("k"):
+        pass
+    assert open_side_files(database)
+    del locks
+    gc.collect()
+    assert open_side_files(database) == []
+
+
+def test_a_lock_given_back_while_its_provider_closes_leaves_no_file_open(database: Path) -> None:
+    """Whoever is under way then must not bring his file back for the next one."""
+    files = SideFiles(database)
+    session = files.session("dlock", lambda _: None)
+    assert session.acquire("k", shared=False, timeout=0, label=None)
+    files.close()
+    assert session.release("k", shared=False)
+    assert open_side_files(database) == []
 
 
 def test_a_killed_holder_leaves_nothing(locks: LockProvider, database: Path) -> None:

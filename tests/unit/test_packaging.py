@@ -5,21 +5,21 @@ from __future__ import annotations
 import configparser
 import email
 import importlib
-import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("dlock_celery", "dlock_core", "dlock_django", "dlock_flask")
-# What pyproject.toml asks of setuptools; with an older one here, `build` fetches a newer one for itself.
-SETUPTOOLS_IS_NEW_ENOUGH = Version(importlib.metadata.version("setuptools")) >= Version("77")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sources: Path) -> Iterator[zipfile.ZipFile]:
     """Build the wheel."""
-    options = ["--no-isolation"] if SETUPTOOLS_IS_NEW_ENOUGH else []
-    command = [sys.executable, "-m", "build", "--wheel", *options, str(sources)]
+    command = [sys.executable, "-m", "build", "--wheel", str(sources)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     (path,) = (sources / "dist").glob("*.whl")
@@ -103,3 +102,26 @@ def test_the_wheel_carries_its_licence(wheel: zipfile.ZipFile) -> None:
     """The text itself, and its name for tools."""
     assert written(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert email.message_from_string(written(wheel, "METADATA"))["License-Expression"] == "BSD-3-Clause"
+
+
+def lower_bounds(requirements: list[str]) -> dict[str, Version]:
+    """Return the least version that is asked of each package, and of those of its extras that are packages too."""
+    found = {}
+    for requirement in map(Requirement, requirements):
+        for specifier in requirement.specifier:
+            if specifier.operator in {">=", "=="}:
+                names = [requirement.name, *(f"{requirement.name}-{extra}" for extra in requirement.extras)]
+                found |= dict.fromkeys(map(canonicalize_name, names), Version(specifier.version))
+    return found
+
+
+def test_the_lowest_versions_that_tox_installs_are_those_that_are_promised() -> None:
+    """Else a promise would go untested, or the test would be of something else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    promised = lower_bounds([*project["dependencies"], *extras])
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = lower_bounds([line for line in lines if line and not line.startswith("#")])
+    no_packages = {"sqlalchemy-asyncio"}
+    assert promised.keys() - no_packages <= tested.keys()
+    assert {name: version for name, version in tested.items() if promised.get(name, version) != version} == {}
