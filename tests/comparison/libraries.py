@@ -165,6 +165,9 @@ class RedisPy:
     def release(self) -> None:
         self.lock.release()
 
+    def owned(self) -> bool:
+        return self.lock.owned()
+
     def look(self) -> str:
         return "silent"  # `owned` asks the server, and nothing tells without asking
 

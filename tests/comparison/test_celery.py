@@ -67,17 +67,9 @@ class Shop:
 
     def locks(self, stage: Stage) -> list[bytes]:
         """Return the keys of the locks in Redis on a stage."""
-        found = []
-        for key in self.client.scan_iter(count=1000):
-            # celery-once's keys name the arguments, celery-singleton's hide them and name the site.
-            if stage.path.encode() in key or key.startswith(self.prefix.encode()):
-                found.append(key)
-        return found
-
-    @property
-    def prefix(self) -> str:
-        """Return how the keys of celery-singleton begin."""
-        return f"{self.site.name}:singleton:"
+        # celery-once's keys name the arguments; celery-singleton's hide them, and name the site.
+        marks = (stage.path.encode(), f"{self.site.name}:singleton:".encode())
+        return [key for key in self.client.scan_iter(count=1000) if any(mark in key for mark in marks)]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 import sqlalchemy_dlock
@@ -97,15 +99,31 @@ def test_a_commit_leaves_the_lock_of_sqlalchemy_dlock_behind(postgresql_place: P
     wait_until(lambda: postgresql_place.holders() == 0, "the pool to end")
 
 
-def test_a_commit_keeps_the_lock_of_our_create_sadlock(postgresql_place: PostgreSQLPlace, name: str) -> None:
-    """The same session and the same lines; only the import is another."""
+def test_a_commit_keeps_the_lock_of_dlock(postgresql_place: PostgreSQLPlace, name: str) -> None:
+    """A provider's, and that of the same lines with `create_sadlock` imported from us."""
     engine = sa.create_engine(postgresql_place.url)
+    locks = dlock_core.LockProvider(engine)
     with Session(engine) as session, Session(engine) as other:
-        lock = dlock_core.create_sadlock(session, name)
+        lock, ours = dlock_core.create_sadlock(session, name), locks.lock(f"{name}-ours")
         assert lock.acquire()
+        assert ours.acquire()
         session.commit()
         assert not dlock_core.create_sadlock(other, name).acquire(False)
         other.execute(sa.text("SELECT 1"))
+        assert postgresql_place.holders() == 2
         lock.release()
+        ours.release()
         assert postgresql_place.holders() == 0
+    locks.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("library", [dlock_core, sqlalchemy_dlock], ids=["dlock", "sqlalchemy-dlock"])
+def test_a_commit_on_a_connection_keeps_the_lock(library: Any, postgresql_place: PostgreSQLPlace, name: str) -> None:
+    """A connection stays the same through its transactions."""
+    engine = sa.create_engine(postgresql_place.url)
+    with engine.connect() as connection, library.create_sadlock(connection, name):
+        connection.commit()
+        assert postgresql_place.holders() == 1
+    assert postgresql_place.holders() == 0
     engine.dispose()

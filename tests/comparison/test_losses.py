@@ -36,3 +36,13 @@ def test_a_loss_is_told_at_release(library: str, look: str, error: str, meet: Me
     assert other.ask("acquire", name, 0)
     assert holder.ask("look") == look
     assert holder.ask("release") == error
+
+
+@pytest.mark.parametrize("library", ["redis-py"])
+def test_redis_tells_a_holder_who_asks(library: str, meet: Meet, place: Server, name: str) -> None:
+    """A question to the server between two steps of the work finds out."""
+    holder = meet(library)
+    assert holder.ask("acquire", name, 0)
+    assert holder.ask("owned") is True
+    place.break_lock()
+    assert holder.ask("owned") is False
