@@ -24,7 +24,18 @@ from tests.servers.base import Addressed
 from .files import BROKER_URL
 from .project import make_app
 
-__all__ = ["DRIVERS", "PAIRS", "PRODUCT", "Site", "broker_of", "delete_from_rabbitmq", "open_site", "require_rabbitmq"]
+__all__ = [
+    "DRIVERS",
+    "PAIRS",
+    "PRODUCT",
+    "REDIS_URL",
+    "Site",
+    "broker_of",
+    "delete_from_rabbitmq",
+    "open_site",
+    "require_rabbitmq",
+    "require_redis",
+]
 
 REDIS_URL = os.environ.get("DLOCK_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 AMQP_URL = os.environ.get("DLOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
@@ -146,11 +157,17 @@ def _rabbitmq(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
     return {"broker_url": AMQP_URL, "result_backend": _results(folder, lock_url)}
 
 
-def _redis(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
+def require_redis() -> str:
+    """Return the URL of Redis; skip without it, but fail in CI."""
     try:
         redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3).ping()
     except redis.RedisError as error:
         _missing(f"Redis at {REDIS_URL}", error)
+    return REDIS_URL
+
+
+def _redis(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
+    require_redis()
     return {
         "broker_url": REDIS_URL,
         "result_backend": REDIS_URL,
