@@ -122,10 +122,12 @@ def test_a_commit_keeps_the_lock_of_dlock(postgresql_place: PostgreSQLPlace, nam
 
 @pytest.mark.parametrize("make", [our_create_sadlock, create_sadlock], ids=["dlock", "sqlalchemy-dlock"])
 def test_a_commit_on_a_connection_keeps_the_lock(make: Any, postgresql_place: PostgreSQLPlace, name: str) -> None:
-    """A connection stays the same through its transactions."""
+    """A connection stays the same through its transactions, and the lock needs no other."""
+    before = postgresql_place.sessions()
     engine = sa.create_engine(postgresql_place.url)
     with engine.connect() as connection, make(connection, name):
         connection.commit()
         assert postgresql_place.holders() == 1
+        assert postgresql_place.sessions() == before + 1
     assert postgresql_place.holders() == 0
     engine.dispose()
