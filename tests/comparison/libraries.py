@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import redis
 import sqlalchemy as sa
+from sqlalchemy_dlock.factory import create_sadlock
 
 from dlock_core import LockProvider
 
@@ -80,9 +81,7 @@ class Sadlock:
         self.connection.execute(sa.text("SELECT 1"))
 
     def acquire(self, key: str, timeout: float | None) -> bool:
-        from sqlalchemy_dlock import create_sadlock  # here, so that each program imports what it needs
-
-        self.lock = create_sadlock(self.connection, key)
+        self.lock: Any = create_sadlock(self.connection, key)
         return bool(self.lock.acquire(timeout != 0, timeout or None))
 
     def release(self) -> None:
@@ -148,7 +147,7 @@ class RedisPy:
     """redis-py's Lock, with an expiry or without."""
 
     shared: dict[str, Any] = {}  # noqa: RUF012 - one client for the process
-    expiry: float | None = 0.5
+    expiry: float | None = 0.3
 
     def __init__(self, url: str, name: str) -> None:
         self.client: redis.Redis = self.shared.setdefault(
@@ -166,7 +165,7 @@ class RedisPy:
         self.lock.release()
 
     def owned(self) -> bool:
-        return self.lock.owned()
+        return bool(self.lock.owned())
 
     def look(self) -> str:
         return "silent"  # `owned` asks the server, and nothing tells without asking
@@ -180,7 +179,7 @@ class RedisPyForEver(RedisPy):
 
 def set_up_django(url: str) -> None:
     """Configure Django for a server or a file, in this process."""
-    import django  # here, so that each program imports what it needs
+    import django  # here, since most need it not
     from django.conf import settings
 
     if settings.configured:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import select
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, Protocol
 
 import redis
 
 from tests.contract.witnesses import PostgreSQLWitness
 
+from .program import main
+
 __all__ = ["Person", "PostgreSQLPlace", "RedisPlace", "Server"]
 
-ROOT = Path(__file__).parents[2]
+# Each is forked by a server that has imported what it needs: real processes, and as many as we like.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.comparison.program", "psycopg", "django.db", "sqlalchemy_dlock"])
 
 
 class Server(Protocol):
@@ -83,33 +83,23 @@ class Person:
     """A process that locks when it is told to."""
 
     def __init__(self, library: str, url: str, name: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.comparison.program", library, url, name],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._ready = False
+        self.connection, theirs = PROCESSES.Pipe()
+        self.process = PROCESSES.Process(target=main, args=(theirs, library, url, name), daemon=True)
+        self.process.start()
+        theirs.close()
 
     def begin(self, command: str, *arguments: Any) -> None:
         """Tell it to do something, and do not wait for it."""
-        if not self._ready:
-            assert self.answer() == "ready"
-            self._ready = True
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{json.dumps([command, *arguments])}\n".encode())
-        self.process.stdin.flush()
+        self.connection.send([command, *arguments])
 
     def answered(self, seconds: float = 0) -> bool:
         """Tell whether an answer is there, or comes in time."""
-        return bool(select.select([self.process.stdout], [], [], seconds)[0])
+        return self.connection.poll(seconds)
 
     def answer(self) -> Any:
         """Return what it answers."""
         assert self.answered(30), "no answer"
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return self.connection.recv()
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """Tell it to do something, and return its answer."""
@@ -119,15 +109,15 @@ class Person:
     def kill(self) -> None:
         """Kill it with SIGKILL, and see it dead."""
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
     def freeze(self) -> None:
         """Halt it with SIGSTOP."""
-        self.process.send_signal(signal.SIGSTOP)
+        assert self.process.pid
+        os.kill(self.process.pid, signal.SIGSTOP)
 
     def close(self) -> None:
         """End it."""
         self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self.process.close()
+        self.connection.close()

@@ -1,14 +1,9 @@
-"""A program that locks with one of the libraries, at the word of a test.
-
-Run with: library, url, name. Each line of its input is a list in JSON, a command and its arguments; each line of its
-output is the answer, or an error's name.
-"""
+"""What a process does that locks with one of the libraries, at the word of a test."""
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
+from multiprocessing.connection import Connection
 from queue import Queue
 from typing import Any
 
@@ -53,17 +48,13 @@ def answer(mine: Library, crowd: Crowd, command: str, *arguments: Any) -> Any:
     return getattr(mine, command)(*arguments)
 
 
-def main(library: str, url: str, name: str) -> None:
-    """Answer until the input ends."""
+def main(connection: Connection[Any, Any], library: str, url: str, name: str) -> None:
+    """Answer until nobody asks any more: each command is a list, and each answer a value or an error's name."""
     mine, crowd = make(library, url, name), Crowd(library, url, name)
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
+    while True:
+        command = connection.recv()
         try:
-            said = answer(mine, crowd, *json.loads(line))
+            said = answer(mine, crowd, *command)
         except Exception as error:
             said = type(error).__name__
-        print(json.dumps(said), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        connection.send(said)

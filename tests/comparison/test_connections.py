@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import sqlalchemy_dlock
 from sqlalchemy.orm import Session
+from sqlalchemy_dlock.exceptions import SqlAlchemyDLockDatabaseError
+from sqlalchemy_dlock.factory import create_sadlock
 
-import dlock_core
+from dlock_core import LockProvider
+from dlock_core import create_sadlock as our_create_sadlock
 from tests.servers import wait_until
 
 from .conftest import Meet
@@ -76,11 +78,11 @@ def test_a_commit_gives_the_lock_of_sqlalchemy_dlock_away(postgresql_place: Post
     """The connection goes back to the pool with the lock on it, and the next to borrow it holds the lock, too."""
     engine = sa.create_engine(postgresql_place.url)
     with Session(engine) as session, Session(engine) as other:
-        lock = sqlalchemy_dlock.create_sadlock(session, name)
+        lock: Any = create_sadlock(session, name)
         assert lock.acquire()
         session.commit()
         assert lock.locked
-        assert sqlalchemy_dlock.create_sadlock(other, name).acquire(False)
+        assert create_sadlock(other, name).acquire(False)
     engine.dispose()
 
 
@@ -88,11 +90,11 @@ def test_a_commit_leaves_the_lock_of_sqlalchemy_dlock_behind(postgresql_place: P
     """When the session goes on with another connection, the lock cannot be released, and stays in the pool."""
     engine = sa.create_engine(postgresql_place.url)
     with Session(engine) as session, Session(engine) as other:
-        lock = sqlalchemy_dlock.create_sadlock(session, name)
+        lock: Any = create_sadlock(session, name)
         assert lock.acquire()
         session.commit()
         other.execute(sa.text("SELECT 1"))  # borrows that connection
-        with pytest.raises(sqlalchemy_dlock.exceptions.SqlAlchemyDLockDatabaseError):
+        with pytest.raises(SqlAlchemyDLockDatabaseError):
             lock.release()
     assert postgresql_place.holders() == 1
     engine.dispose()
@@ -102,13 +104,13 @@ def test_a_commit_leaves_the_lock_of_sqlalchemy_dlock_behind(postgresql_place: P
 def test_a_commit_keeps_the_lock_of_dlock(postgresql_place: PostgreSQLPlace, name: str) -> None:
     """A provider's, and that of the same lines with `create_sadlock` imported from us."""
     engine = sa.create_engine(postgresql_place.url)
-    locks = dlock_core.LockProvider(engine)
+    locks = LockProvider(engine)
     with Session(engine) as session, Session(engine) as other:
-        lock, ours = dlock_core.create_sadlock(session, name), locks.lock(f"{name}-ours")
+        lock, ours = our_create_sadlock(session, name), locks.lock(f"{name}-ours")
         assert lock.acquire()
         assert ours.acquire()
         session.commit()
-        assert not dlock_core.create_sadlock(other, name).acquire(False)
+        assert not our_create_sadlock(other, name).acquire(False)
         other.execute(sa.text("SELECT 1"))
         assert postgresql_place.holders() == 2
         lock.release()
@@ -118,12 +120,14 @@ def test_a_commit_keeps_the_lock_of_dlock(postgresql_place: PostgreSQLPlace, nam
     engine.dispose()
 
 
-@pytest.mark.parametrize("library", [dlock_core, sqlalchemy_dlock], ids=["dlock", "sqlalchemy-dlock"])
-def test_a_commit_on_a_connection_keeps_the_lock(library: Any, postgresql_place: PostgreSQLPlace, name: str) -> None:
-    """A connection stays the same through its transactions."""
+@pytest.mark.parametrize("make", [our_create_sadlock, create_sadlock], ids=["dlock", "sqlalchemy-dlock"])
+def test_a_commit_on_a_connection_keeps_the_lock(make: Any, postgresql_place: PostgreSQLPlace, name: str) -> None:
+    """A connection stays the same through its transactions, and the lock needs no other."""
+    before = postgresql_place.sessions()
     engine = sa.create_engine(postgresql_place.url)
-    with engine.connect() as connection, library.create_sadlock(connection, name):
+    with engine.connect() as connection, make(connection, name):
         connection.commit()
         assert postgresql_place.holders() == 1
+        assert postgresql_place.sessions() == before + 1
     assert postgresql_place.holders() == 0
     engine.dispose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis
 
@@ -64,7 +66,8 @@ def test_who_waits_polls_redis(library: str, meet: Meet, redis_client: redis.Red
     holder, other = meet(library), meet("redis-py without expiry")
     assert other.ask("acquire", name, 0)
     tries = 0
-    with redis_client.monitor() as watched:
+    client: Any = redis_client
+    with client.monitor() as watched:
         holder.begin("acquire", name, 30)
         while tries < 3:
             command = watched.next_command()["command"]
