@@ -208,12 +208,13 @@ class BaseLock:
             log.debug(message, shown(self.key))
 
     def _enter(self, context: Context) -> None:
+        started = time.monotonic()
         if not self._acquire(context, block=True, timeout=UNSET):
             raise LockTimeoutError(
                 f"key {shown(self.key)}: not free within {self._timeout} s; try again later, or wait longer",
                 key=self.key,
                 timeout=self._timeout,
-                waited=self._timeout,
+                waited=time.monotonic() - started,
             )
 
     def _exit(self, context: Context, error: BaseException | None) -> None:

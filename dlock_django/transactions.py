@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ def xact_lock(
     if not connection.in_atomic_block:
         raise LockStateError(f"key {key!r}: xact_lock() needs a transaction; call it inside atomic()", key=key)
     seconds = timeout_of(timeout)
+    started = time.monotonic()
     with provider(alias) as locks:
         name = locks.lock(key, timeout=seconds).actual_key
     if not (_try(connection, name, shared) if seconds == 0 else _wait(connection, name, shared, seconds)):
@@ -116,7 +118,7 @@ def xact_lock(
             f"key {key!r}: not free within {seconds} s; try again later, or wait longer",
             key=key,
             timeout=seconds,
-            waited=seconds,
+            waited=time.monotonic() - started,
         )
 
 

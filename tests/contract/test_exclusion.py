@@ -114,6 +114,8 @@ def test_with_raises_when_the_lock_is_not_free_in_time(house: House) -> None:
         other.within("orders:42", lambda _: pytest.fail("entered"), timeout=0.05)
     assert isinstance(caught.value, TimeoutError)
     assert (caught.value.key, caught.value.timeout) == ("orders:42", 0.05)
+    assert caught.value.waited is not None
+    assert caught.value.waited > 0.05
     holder.release()
 
 
