@@ -106,7 +106,7 @@ def test_the_wheel_carries_its_licence(wheel: zipfile.ZipFile) -> None:
 
 def lower_bounds(requirements: list[str]) -> dict[str, Version]:
     """Return the least version that is asked of each package, and of those of its extras that are packages too."""
-    found = {}
+    found: dict[str, Version] = {}
     for requirement in map(Requirement, requirements):
         for specifier in requirement.specifier:
             if specifier.operator in {">=", "=="}:
