@@ -22,7 +22,7 @@ help:
 	@echo "make test-all          every broker of Celery with every database, too"
 	@echo "make matrix            each version of Python and the libraries; ROWS=lowest,wheel for some of tox.ini's rows"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
-	@echo "make lint types        ruff, mypy"
+	@echo "make lint types        ruff; mypy and pyright"
 	@echo "make docs              the documentation, in docs/_build; a warning is an error"
 	@echo "make build             wheel and sdist in dist/"
 
@@ -49,9 +49,9 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-dev
-	@$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
 
 format: $(VENV)/installed-dev

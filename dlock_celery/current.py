@@ -33,7 +33,7 @@ def current_lock() -> Lock | None:
 
 
 def assert_locked() -> None:
-    """Make sure that this code runs under the lock of its task; for code that must never run without.
+    """Make sure that this code runs under the lock of its task.
 
     Raises:
         LockStateError: There is no lock, or it was lost.

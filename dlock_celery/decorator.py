@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery import Task, current_app
 from celery._state import (  # type: ignore[attr-defined]  # what shared_task is made of
-    _get_active_apps,
+    _get_active_apps,  # pyright: ignore[reportAttributeAccessIssue]
     connect_on_app_finalize,
     get_current_task,
 )
@@ -84,7 +84,7 @@ def single_instance(
 ) -> Any:
     """Let a task run once at a time, wherever its workers are.
 
-    It goes under the decorator that makes the task:
+    It goes under the decorator that makes the task::
 
         @app.task
         @single_instance(key="invoice:{customer_id}")
@@ -116,6 +116,10 @@ def single_instance(
         on_lost: When the lock is lost while the body runs: "log"; "raise": the task fails with LockLostError when
             its body ends; "terminate": in a prefork worker the body is interrupted by SoftTimeLimitExceeded
             first, elsewhere as "raise".
+
+    Raises:
+        TypeError: It is above the decorator that makes the task, or over what is no function. Options that make no
+            sense raise Celery's ImproperlyConfigured when the app binds the task.
     """
     options = {name: value for name, value in locals().items() if name != "function" and value is not None}
     if function is None:
@@ -152,7 +156,7 @@ def _unguarded(options: dict[str, Any]) -> Any:
     now = holding.get()
     if now is not None and _mark_of(now.task) is options:
         return None
-    registered = (task for app in (current_app, *_get_active_apps()) for task in list(app._tasks.values()))  # noqa: SLF001
+    registered = (task for app in (current_app, *_get_active_apps()) for task in list(app._tasks.values()))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
     for task in (get_current_task(), *registered):
         if task is not None and _mark_of(task) is options:
             _adopt(type(task))

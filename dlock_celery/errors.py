@@ -10,14 +10,14 @@ __all__ = ["LockConflictError"]
 
 
 class LockConflictError(LockError):
-    """The task did not run, because another run holds its key.
+    """The task did not run, because another run, or another program, holds its key.
 
     All that it knows is in `args`, so that it is whole after a result backend, by pickle or JSON.
 
     Attributes:
         key: The key of the lock.
         task: The name of the task that did not run.
-        attempts: How many times this message asked for the lock.
+        attempts: How many times this message was sent again before.
         holder: Who held it, for people; None if unknown.
     """
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import string
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import ImproperlyConfigured
+
+from dlock_core import KeyTemplate, LockKeyError
 
 from .encoding import key_part, key_text
 
@@ -45,10 +46,10 @@ class KeyMaker:
         if by_args and key is not None:
             raise ImproperlyConfigured("give key or by_args, not both")
         self._name = name
-        self._key = name if key is None else key
-        self._signature = signature
         self._by_args = by_args
-        self._constant = not by_args and not callable(self._key) and not self._check()
+        self._key: Any = name if key is None else key
+        self._signature = signature
+        self._template = None if by_args or callable(self._key) else self._checked()
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the key of one call.
@@ -57,57 +58,36 @@ class KeyMaker:
             LockKeyError: An argument has no canonical form.
             TypeError: The arguments do not fit the task.
         """
-        if self._constant:
-            return self._key
+        if self._template is not None and not self._template.names:
+            return self._template.fill({}, where=self._name)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if self._by_args:
             return (self._name, *(f"{name}={key_text(value, name)}" for name, value in bound.arguments.items()))
-        if callable(self._key):
+        if self._template is None:
             return _returned(self._key, bound.arguments)
-        return self._filled(self._key, bound.arguments)
+        return self._template.fill(bound.arguments, where=self._name)
 
-    def _filled(self, key: Any, arguments: Mapping[str, Any]) -> Any:
-        if isinstance(key, tuple):
-            return tuple(self._filled(part, arguments) for part in key)
-        if not isinstance(key, str) or not _fields(key):
-            return key
-        parts = {name: key_part(arguments[name], name) for name in _fields(key)}
-        return key.format_map({name: _readable(part) for name, part in parts.items()})
-
-    def _check(self) -> set[str]:
-        """Return the names of the parameters that the key needs, after a look whether the task has them."""
-        parts = self._key if isinstance(self._key, tuple) else (self._key,)
-        for part in parts:
+    def _checked(self) -> KeyTemplate:
+        """Return the key's template, after a look whether the task has the parameters that it names."""
+        for part in self._key if isinstance(self._key, tuple) else (self._key,):
             if isinstance(part, bool) or not isinstance(part, str | bytes | int):
                 raise ImproperlyConfigured(f"key {part!r} is no str, bytes or int, nor a tuple of them, nor a callable")
-        names = {name for part in parts if isinstance(part, str) for name in self._checked_fields(part)}
-        if unknown := names - set(self._signature.parameters):
-            raise ImproperlyConfigured(
-                f"key {self._key!r} names {', '.join(sorted(unknown))}, which is no parameter of the "
-                f"task; it has {', '.join(self._signature.parameters) or 'none'}"
-            )
-        return names
-
-    def _checked_fields(self, template: str) -> set[str]:
         try:
-            fields = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise ImproperlyConfigured(f"key {template!r}: {error}") from error
-        for _, name, spec, conversion in fields:
-            if name is not None and (not name.isidentifier() or spec or conversion):
+            template = KeyTemplate(self._key, plain=_canonical)
+            if not all(gap.isidentifier() for gap in template.gaps):
                 raise ImproperlyConfigured(
-                    f"key {template!r}: only names of parameters may stand in braces; "
+                    f"key {self._key!r}: only names of parameters may stand in braces; "
                     "for more give a callable, key=lambda …"
                 )
-        return _fields(template)
+            template.check_names(self._signature.parameters, where="the task")
+        except LockKeyError as error:
+            raise ImproperlyConfigured(str(error)) from error
+        return template
 
 
-def _fields(template: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-
-
-def _readable(part: str | bytes | int) -> str:
+def _canonical(name: str, value: Any) -> str:
+    part = key_part(value, name)
     return f"0x{part.hex()}" if isinstance(part, bytes) else str(part)
 
 

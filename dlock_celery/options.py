@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from celery.exceptions import ImproperlyConfigured
 
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectCalls", "OnConflict", "OnError", "OnLost", "Options", "Plan", "plan_for"]
 
-OnConflict = Literal["skip", "retry", "wait", "raise", "revoke", "reject"]
-OnError = Literal["raise", "retry", "run_unlocked"]
-OnLost = Literal["log", "raise", "terminate"]
-DirectCalls = Literal["lock", "bypass"]
+OnConflict: TypeAlias = Literal["skip", "retry", "wait", "raise", "revoke", "reject"]
+"""What becomes of a message whose key is held; see `single_instance`."""
+OnError: TypeAlias = Literal["raise", "retry", "run_unlocked"]
+"""What becomes of it when the database cannot be asked."""
+OnLost: TypeAlias = Literal["log", "raise", "terminate"]
+"""What happens when the lock is lost while the body runs."""
+DirectCalls: TypeAlias = Literal["lock", "bypass"]
+"""Whether `task(…)` takes the lock too."""
 
 CHOICES = {
     "on_conflict": get_args(OnConflict),

@@ -55,12 +55,16 @@ class DLock:
             self.init_app(app)
 
     def init_app(self, app: Celery) -> None:
-        """Give the app these values for its settings, for those that its configuration does not set."""
+        """Give the app these values for the settings that its configuration does not set."""
         app.add_defaults(lambda: self._defaults)
 
 
 def get_provider(app: Celery, bind: str | None = None) -> LockProvider:
-    """Return the provider of an app's locks in this process: `dlock_url`, or one of `dlock_binds`.
+    """Return the provider of an app's locks in this process, for `inspect` and locks beyond tasks.
+
+    Args:
+        app: The Celery app.
+        bind: One of `dlock_binds`; None is for `dlock_url` or `dlock_engine`.
 
     Raises:
         ImproperlyConfigured: No database is named, or its driver does not work with the worker's pool.

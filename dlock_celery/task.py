@@ -17,7 +17,7 @@ __all__ = ["SingleInstanceMixin", "SingleInstanceTask"]
 
 
 class SingleInstanceMixin:
-    """Goes before a task class of yours, or Django's: `class Base(SingleInstanceMixin, DjangoTask)`.
+    """Let the tasks of a class run once at a time: `class Base(SingleInstanceMixin, DjangoTask)`.
 
     The attributes are the options of `single_instance`; None means what the app's settings say. They can be given
     to `@app.task(base=…, lock_key="{customer_id}")`, and by the setting `task_annotations`.

@@ -27,6 +27,7 @@ from .names import name_table
 from .provider import AsyncLockProvider, LockProvider
 from .running import run_locked
 from .sadlock import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
+from .templates import KeyTemplate, key_maker
 
 __all__ = [
     "AsyncLock",
@@ -34,6 +35,7 @@ __all__ = [
     "AsyncSadLock",
     "DeadlockError",
     "Finding",
+    "KeyTemplate",
     "Lock",
     "LockAcquired",
     "LockAttempt",
@@ -61,6 +63,7 @@ __all__ = [
     "create_sadlock",
     "fence",
     "fence_table",
+    "key_maker",
     "name_table",
     "run_locked",
 ]

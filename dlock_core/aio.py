@@ -24,7 +24,11 @@ __all__ = ["AsyncLock"]
 
 
 class AsyncLock(BaseLock):
-    """A lock for tasks; make one for each use with `AsyncLockProvider.lock` or `LockProvider.alock`."""
+    """A lock for tasks; make one for each use with `AsyncLockProvider.lock` or `LockProvider.alock`.
+
+    `async with lock:` acquires it, or raises LockTimeoutError when its time is over, and releases it at the end. It is
+    not re-entrant.
+    """
 
     def __init__(
         self,

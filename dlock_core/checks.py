@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -21,6 +20,8 @@ __all__ = ["Finding", "check"]
 CYCLES = 15
 # A lock that takes so long, in seconds, is worth a look at the network.
 SLOW = 0.25
+# Always the same: SQLite keeps a file for each key. Two checks at one time wait for each other, in seconds.
+KEY, PATIENCE = "dlock-check", 5.0
 
 
 def check(manager: Manager, inspector: Inspector, context: Context) -> list[Finding]:
@@ -45,12 +46,12 @@ def _tried(manager: Manager, context: Context) -> list[Finding]:
 
 
 def _cycle(manager: Manager, context: Context) -> float:
-    """Take and release a lock that nobody else wants; return the seconds."""
-    request = manager.request(f"dlock-check-{secrets.token_hex(8)}", shared=False, fencing=False)
+    """Take and release a lock that only other checks want; return the seconds."""
+    request = manager.request(KEY, shared=False, fencing=False)
     started = time.perf_counter()
-    ticket = manager.ticket(request, context, 0)
-    if not manager.acquire(ticket, request, context, 0):
-        raise LockError("key dlock-check: a lock that nobody holds was refused")
+    ticket = manager.ticket(request, context, PATIENCE)
+    if not manager.acquire(ticket, request, context, PATIENCE):
+        raise LockError(f"key {KEY}: a lock that nobody holds for long was refused for {PATIENCE:.0f} s")
     manager.release(ticket, context)
     return time.perf_counter() - started
 

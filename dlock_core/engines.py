@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Engine, create_engine, make_url
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["async_engine_of", "engine_of"]
+
+# In seconds.
+CONNECT_TIMEOUT = 10
+PATIENT_DRIVERS = {"psycopg", "psycopg2", "mysqldb", "aiomysql"}
 
 
 def engine_of(engine_or_url: Engine | URL | str) -> Engine:
@@ -61,10 +66,16 @@ def _create_engine(url: URL) -> Engine:
 def _engine_options(url: URL) -> dict[str, Any]:
     """Return what an engine needs that serves nothing but locks.
 
+    Nobody should wait for ever for a server that does not answer, as these drivers do.
     SQLAlchemy asks SQL Server some questions at first; one that Babelfish does not know would end
     the transaction, and with it pymssql's patience.
     """
-    return {"isolation_level": "AUTOCOMMIT"} if url.get_backend_name() == "mssql" else {}
+    if url.get_backend_name() == "mssql":
+        return {"isolation_level": "AUTOCOMMIT"}
+    patient = url.get_driver_name() in PATIENT_DRIVERS
+    if patient and "connect_timeout" not in url.query and "PGCONNECT_TIMEOUT" not in os.environ:
+        return {"connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
+    return {}
 
 
 def _create_async_engine(url: URL) -> AsyncEngine:

@@ -1,18 +1,20 @@
-"""What can go wrong with a lock.
+"""What can go wrong with a lock; in parentheses the built-in errors that catch it too.
 
-LockError
-├── LockTimeoutError        (TimeoutError)         `with` waited in vain
-├── LockStateError          (ValueError)           acquire on a held lock, release on an unheld one
-├── LockLostError                                  the session died while it held the lock
-├── LockConnectionError     (ConnectionError)      the database cannot be reached, or ended our session
-├── DeadlockError                                  the wait could never end
-├── LockKeyError            (ValueError)           a key that no lock can have
-│   ├── LockKeyTypeError    (TypeError)
-│   └── LockKeyRangeError   (OverflowError)
-├── UnsupportedError        (NotImplementedError)  this database or driver cannot do it
-├── NotPermittedError       (PermissionError)      the database user may not look, or not end a session
-├── StaleTokenError                                a fencing token older than one that has written
-└── UnsafeEnvironmentError                         a lock taken here would protect nothing
+::
+
+    LockError
+    ├── LockTimeoutError        (TimeoutError)         `with` waited in vain
+    ├── LockStateError          (ValueError)           acquire on a held lock, release on an unheld one
+    ├── LockLostError                                  the session died while it held the lock
+    ├── LockConnectionError     (ConnectionError)      the database cannot be reached, or ended our session
+    ├── DeadlockError                                  the wait could never end
+    ├── LockKeyError            (ValueError)           a key that no lock can have
+    │   ├── LockKeyTypeError    (TypeError)
+    │   └── LockKeyRangeError   (OverflowError)
+    ├── UnsupportedError        (NotImplementedError)  this database or driver cannot do it
+    ├── NotPermittedError       (PermissionError)      the database user may not look, or not end a session
+    ├── StaleTokenError                                a fencing token older than one that has written
+    └── UnsafeEnvironmentError                         a lock taken here would protect nothing
 
 Errors of SQLAlchemy that are not about the connection pass through unchanged.
 """
@@ -54,7 +56,13 @@ def shown(key: object) -> str:
 
 
 class LockError(Exception):
-    """Base of all errors of this library; `key` is the user's key where one is concerned."""
+    """Base of all errors of this library.
+
+    Attributes:
+        key: The key that was given, where one is concerned.
+    """
+
+    key: object
 
     def __init__(self, message: str, *, key: object = None) -> None:
         super().__init__(message)
@@ -66,7 +74,15 @@ class LockError(Exception):
 
 
 class LockTimeoutError(LockError, TimeoutError):
-    """The lock was not free in time; `timeout` and `waited` are seconds."""
+    """The lock was not free in time.
+
+    Attributes:
+        timeout: Seconds that it was to be waited for.
+        waited: Seconds that it was waited for.
+    """
+
+    timeout: float | None
+    waited: float | None
 
     def __init__(
         self,
@@ -82,7 +98,7 @@ class LockTimeoutError(LockError, TimeoutError):
 
 
 class LockStateError(LockError, ValueError):
-    """The lock object is not in a state that allows the call."""
+    """The lock object, or its provider, is not in a state that allows the call."""
 
 
 class LockLostError(LockError):
@@ -114,7 +130,13 @@ class UnsupportedError(LockError, NotImplementedError):
 
 
 class NotPermittedError(LockError, PermissionError):
-    """The database does not show all its locks, or end a session, to this user; `found` is what it did show."""
+    """The database does not show all its locks to this user, or end a session for him; the message says what would.
+
+    Attributes:
+        found: What it did show: a list of `LockInfo`.
+    """
+
+    found: Sequence[Any]
 
     def __init__(self, message: str, *, key: object = None, found: Sequence[Any] = ()) -> None:
         super().__init__(message, key=key)
@@ -122,7 +144,15 @@ class NotPermittedError(LockError, PermissionError):
 
 
 class StaleTokenError(LockError):
-    """A later holder has written already; `seen` is his token, `token` ours."""
+    """A later holder has written already: roll back.
+
+    Attributes:
+        token: Ours.
+        seen: That of the later holder.
+    """
+
+    token: int | None
+    seen: int | None
 
     def __init__(self, message: str, *, key: object = None, token: int | None = None, seen: int | None = None) -> None:
         super().__init__(message, key=key)

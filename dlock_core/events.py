@@ -33,6 +33,7 @@ class LockEvent:
     """What all events tell."""
 
     key: Key
+    """The key as it was given, without the prefix."""
     actual_key: int | str
     """The database's own name for the lock."""
     mode: str
@@ -43,39 +44,44 @@ class LockEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class LockAttempt(LockEvent):
-    """Somebody asks for a lock; another event of his follows in the same thread or task."""
+    """Somebody asks for a lock; `LockAcquired` or `LockNotAcquired` follows in the same thread or task."""
 
     timeout: float | None
+    """Seconds that it may take; None is for ever, 0 one try."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockAcquired(LockEvent):
-    """He has it, after so many seconds."""
+    """The lock is held now."""
 
     waited: float
+    """Seconds from asking to having it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockNotAcquired(LockEvent):
-    """He has it not: it was not free in time, or an exception ended the wait."""
+    """The lock was not free in time, or an exception ended the wait."""
 
     waited: float
+    """Seconds from asking to the answer."""
     error: str | None = None
-    """The exception's class; None when the lock was not free."""
+    """The name of the exception's class; None when the lock was not free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockReleased(LockEvent):
-    """He gave it back, after so many seconds."""
+    """The holder gave the lock back."""
 
     held_for: float
+    """Seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockLost(LockEvent):
-    """It was taken from him; told in a helper thread, or where he released."""
+    """The lock was taken from its holder; told in a helper thread, or where it was released."""
 
     held_for: float
+    """Seconds until the loss was known."""
 
 
 class Listeners:

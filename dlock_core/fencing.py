@@ -2,7 +2,7 @@
 
 A lock cannot stop a process that was frozen while it held, lost the lock, and wakes up to write. A
 token can: `lock(…, fencing=True).fencing_token` grows with every grant of the key, and `fence`
-refuses a smaller one than it has seen, in the very transaction that writes.
+refuses a smaller one than it has seen, in the very transaction that writes::
 
     with locks.lock("invoice:7", fencing=True) as lock, engine.begin() as connection:
         fence(connection, "invoice:7", lock.fencing_token)
@@ -29,7 +29,10 @@ __all__ = ["fence", "fence_table"]
 
 
 def fence_table(metadata: MetaData) -> Table:
-    """Define the table that `fence` needs, in your metadata, so that your migrations make it."""
+    """Define the table `dlock_fences`, which `fence` needs, in your metadata, so that your migrations make it.
+
+    `dlock init` makes it too.
+    """
     return Table(
         "dlock_fences",
         metadata,
@@ -39,7 +42,8 @@ def fence_table(metadata: MetaData) -> Table:
 
 
 _fences = fence_table(MetaData())
-_SEEN = select(_fences.c.token).where(_fences.c.name == bindparam("fence"))
+# FOR UPDATE reads the row as it is: under MySQL's REPEATABLE READ a plain read sees it as the transaction first did.
+_SEEN = select(_fences.c.token).where(_fences.c.name == bindparam("fence")).with_for_update()
 
 
 def fence(connection: Connection | Session, key: object, token: int) -> None:
@@ -54,7 +58,8 @@ def fence(connection: Connection | Session, key: object, token: int) -> None:
 
     Raises:
         StaleTokenError: A later holder has written already: roll back.
-        LockKeyError: The key is none.
+        LockKeyError: The key cannot name a lock.
+        TypeError: The token is not an int.
         UnsupportedError: There is no fence on this database.
     """
     values: dict[str, str | int] = {"fence": file_name("", check_key(key)), "ours": _check_token(token)}

@@ -18,9 +18,9 @@ from sqlalchemy.util import greenlet_spawn
 
 from .dialects.sqlite import SQLite
 from .errors import LockConnectionError, LockError, LockStateError, NotPermittedError, shown
+from .failures import connecting, connection_lost, first_line
 from .keys import check_key, label
 from .names import known_names, remember
-from .session import connection_lost
 from .signals import from_handler
 from .timeouts import Deadline
 from .urls import shown_url
@@ -59,11 +59,13 @@ class _Party:
     mode: str
     """"exclusive" or "shared"."""
     user: str | None
+    """The database's user; None where the database does not tell."""
     application: str | None
     """What the session calls itself."""
     host: str | None
     """The machine, in its own words for sessions of this library; else the client's address."""
     pid: int | None
+    """The process; None for sessions of others, or where the database does not tell."""
     adapter: str | None
     """Which adapter the provider belongs to, such as "celery"."""
     since: datetime | None
@@ -77,7 +79,7 @@ class _Party:
 
     @property
     def who(self) -> str:
-        """What runs there: the adapter, another application's name, or the database's user."""
+        """What runs there, as the adapter, another application's name, or the database's user."""
         foreign = self.application if self.pid is None else None
         return self.adapter or foreign or self.user or "a process"
 
@@ -96,7 +98,7 @@ class LockInfo(_Party):
     actual_key: int | str
     """The database's own name for the lock."""
     session_since: datetime | None
-    """When the session began: the lock cannot be older."""
+    """When the session began, before which the lock cannot be."""
     waiters: tuple[LockWaiter, ...]
     """Sessions that wait for this lock at the database; the first will get it."""
     shared_with: int | None
@@ -141,7 +143,7 @@ class Inspector:
             async with asyncio.timeout(ASK_SECONDS) as limit:
                 return await greenlet_spawn(ask)
         except TimeoutError:
-            if not limit.expired():
+            if not limit.expired():  # pyright: ignore[reportPossiblyUnboundVariable]  # only its end raises this
                 raise
             raise self._no_answer() from None
 
@@ -246,8 +248,11 @@ class Inspector:
             yield _nothing  # its locks are not in the database
             return
         engine = Engine(self._engine.pool.recreate(), self._engine.dialect, self._engine.url, hide_parameters=True)
+        failure = f"cannot ask {shown_url(engine.url)} for its locks"
         try:
-            with engine.connect() as connection:
+            with connecting(failure):
+                connection = engine.connect()
+            with connection:
                 # Not as an option: SQLAlchemy would set it back, to a default that it may not know yet while
                 # another connection of the engine is its first.
                 engine.dialect.set_isolation_level(connection.connection.dbapi_connection, "AUTOCOMMIT")  # type: ignore[arg-type]
@@ -262,7 +267,7 @@ class Inspector:
         except (SQLAlchemyError, OSError) as error:
             if from_handler(error) or (isinstance(error, SQLAlchemyError) and not connection_lost(error)):
                 raise
-            raise LockConnectionError(f"cannot ask {shown_url(engine.url)} for its locks: {error}") from error
+            raise LockConnectionError(f"{failure}: {first_line(error)}") from error
         finally:
             engine.dispose()
 

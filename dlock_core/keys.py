@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from hashlib import blake2b
+from typing import TypeAlias
 
 from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError, shown
 
@@ -28,8 +29,10 @@ __all__ = [
     "oracle_id",
 ]
 
-Scalar = str | bytes | int
-Key = str | bytes | int | tuple[str | bytes | int, ...]
+Scalar: TypeAlias = str | bytes | int
+Key: TypeAlias = str | bytes | int | tuple[str | bytes | int, ...]
+"""A str, bytes or int of 64 bits with sign, or a tuple of them. 1 and "1" are different keys, but
+without a prefix one and the same to MySQL, MariaDB and SQL Server."""
 
 INT64 = range(-(2**63), 2**63)
 MYSQL_MAX = 64

@@ -1,8 +1,8 @@
 """Which server session takes which lock: all on one, one for each owner, or one for each lock.
 
-A lender serves one part of a process, which can use its sessions: the main thread, the other threads,
-or one event loop. Whatever the server grants, it reports at once to the bookkeeping; when that says
-that the asker has left meanwhile, it gives the lock straight back.
+A lender serves one part of a process, which can use its sessions: the threads, or one event loop. Whatever
+the server grants, it reports at once to the bookkeeping; when that says that the asker has left meanwhile, it
+gives the lock straight back.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .errors import DeadlockError, UnsupportedError
-from .session import connection_lost
+from .failures import connection_lost
 from .timeouts import Deadline
 from .turnstile import Turnstile
 
@@ -34,6 +34,7 @@ POLL_FIRST, POLL_LAST = 0.001, 0.01
 # How many askers of a key that was not free wait for it at once, before one tries again; of how many keys.
 FORESIGHT, FORESEEN_KEYS = 16, 64
 
+R = TypeVar("R")
 
 # Errors that are the server's own answer: nothing was granted.
 ANSWERS = (DeadlockError, UnsupportedError)
@@ -106,17 +107,6 @@ class BaseLender:
             raise
         return False
 
-    def _ask_any(self, pick: Callable[[], Session], request: Request, ticket: Ticket, label: str | None) -> bool:
-        """Try once; when the session had gone stale, try on another."""
-        while True:
-            session = pick()
-            fresh = session.fresh
-            try:
-                return self._ask(session, request, ticket, 0, label)
-            except Exception as error:
-                if fresh or not connection_lost(error):
-                    raise
-
     def _free(self, session: Session, name: object, ticket: Ticket) -> bool:
         try:
             return session.release(name, shared=ticket.shared)
@@ -185,12 +175,14 @@ class SharedLender(BaseLender):
                 self._wanted.popitem(last=False)
 
     def attempt(self, request: Request, ticket: Ticket, context: Context) -> bool:
-        granted = self._inside(partial(self._try, request, ticket), bool(self._names), context)
+        granted: bool | None = None
+        while granted is None:  # on a new session, after those whose statements the loss of the last one ends
+            granted = self._inside(partial(self._try, request, ticket), bool(self._names), context)
         if not request.shared and (self._wanted or not granted):
             self._remember(request, granted=granted)
         return granted
 
-    def _inside(self, statement: Callable[[], bool], precious: bool, context: Context) -> bool:
+    def _inside(self, statement: Callable[[], R], precious: bool, context: Context) -> R:
         """Run a statement on the shared session; when others have locks there, nobody may interrupt it."""
         if precious or not self._gate.enter_if_free():
             return context.shield(self._workers, partial(self._wait_and_run, statement, context))
@@ -199,18 +191,26 @@ class SharedLender(BaseLender):
         finally:
             self._gate.leave()
 
-    def _wait_and_run(self, statement: Callable[[], bool], context: Context) -> bool:
+    def _wait_and_run(self, statement: Callable[[], R], context: Context) -> R:
         self._gate.enter(context)
         try:
             return statement()
         finally:
             self._gate.leave()
 
-    def _try(self, request: Request, ticket: Ticket) -> bool:
+    def _try(self, request: Request, ticket: Ticket) -> bool | None:
+        """Try once; None when the session had gone stale while nobody used it."""
         if request.name in self._names and self._alive():
             # Readers of ours hold it there: the same session would be let in past a queued writer.
             return self._try_elsewhere(request, ticket)
-        granted = self._ask_any(self._pick, request, ticket, None)
+        session = self._pick()
+        fresh = session.fresh
+        try:
+            granted = self._ask(session, request, ticket, 0, None)
+        except Exception as error:
+            if fresh or session.silent or not connection_lost(error):
+                raise
+            return None
         if granted:
             self._names.add(request.name)
         return granted
@@ -222,7 +222,7 @@ class SharedLender(BaseLender):
                 if self._ask(spare, request, ticket, 0, self._show(request.label)):
                     return True
             except Exception as error:
-                if fresh or not connection_lost(error):
+                if fresh or spare.silent or not connection_lost(error):
                     raise
             else:
                 self._take_back(spare, reusable=True)
@@ -249,7 +249,7 @@ class SharedLender(BaseLender):
                 lambda: self._ask(spare, request, ticket, timeout, self._show(request.label)), spare.interrupt
             )
         except Exception as error:
-            if fresh or not connection_lost(error):
+            if fresh or spare.silent or not connection_lost(error):
                 raise
             ticket.lent = ticket.session = None  # it had gone stale while it was idle: the next one, please
             return False

@@ -12,7 +12,7 @@ import weakref
 from contextvars import copy_context
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from .contexts import BLOCKING
 from .errands import Errand, MainThreadsHelper, in_main_thread
@@ -47,7 +47,7 @@ class _Unset(Enum):
 
 
 UNSET: Final = _Unset.UNSET
-Unset = Literal[_Unset.UNSET]
+Unset: TypeAlias = Literal[_Unset.UNSET]
 
 
 class BaseLock:
@@ -76,7 +76,7 @@ class BaseLock:
 
     @property
     def actual_key(self) -> int | str:
-        """The database's own name for the lock: what its views show."""
+        """The database's own name for the lock, which its views show."""
         return self._request.name
 
     @property
@@ -104,7 +104,7 @@ class BaseLock:
 
     @property
     def fencing_token(self) -> int:
-        """The number of this grant: greater than that of every earlier holder of the key.
+        """The number of this grant, greater than that of every earlier holder of the key; see `fence`.
 
         Raises:
             LockStateError: The lock was not made with `fencing=True`, or it is not held.
@@ -116,7 +116,9 @@ class BaseLock:
         return self._ticket.token
 
     def disown(self) -> None:
-        """Say that another thread or task will release, so that this one may wait for the key.
+        """Let another thread or task release the lock.
+
+        Without, this one waiting for the key again would be refused as a deadlock.
 
         Raises:
             LockStateError: The lock is not held.
@@ -231,7 +233,11 @@ class BaseLock:
 
 
 class Lock(BaseLock):
-    """A lock for threads; make one for each use with `LockProvider.lock`."""
+    """A lock for threads; make one for each use with `LockProvider.lock`.
+
+    `with lock:` acquires it, or raises LockTimeoutError when its time is over, and releases it at the end. It is not
+    re-entrant. An object that becomes garbage while it holds the lock releases it, with a ResourceWarning.
+    """
 
     def acquire(self, block: bool = True, timeout: float | Unset | None = UNSET) -> bool:
         """Acquire the lock.
@@ -244,9 +250,10 @@ class Lock(BaseLock):
             Whether the lock is held now.
 
         Raises:
-            LockStateError: This object holds it already.
+            LockStateError: This object holds it already, is in use by another thread, or its provider is closed.
             DeadlockError: The wait could never end.
             LockConnectionError: The database cannot be asked.
+            UnsafeEnvironmentError: A lock there would protect nothing.
             ValueError: The timeout is negative or not a number, or comes with block=False.
         """
         if not in_main_thread():

@@ -20,20 +20,18 @@ from .dialects import find_dialect, refusal_to_fence, refusal_to_share
 from .dialects.sqlite import SQLite
 from .entries import Entries
 from .errors import (
-    LockConnectionError,
-    LockError,
-    LockLostError,
     LockStateError,
     UnsupportedError,
     shown,
 )
 from .events import Listeners
+from .failures import connection_lost, lost, named
 from .keys import check_key, label
 from .lenders import ANSWERS, POLL_LAST, SharedLender, SingleLender
 from .opening import open_session
 from .owner_lender import OwnerLender
 from .requests import Request
-from .session import Care, connection_lost
+from .session import Care
 from .stock import Stock
 from .threads import Workers
 from .tickets import State, Ticket
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 
     from .contexts import Context
     from .dialects.base import ServerDialect, Session
-    from .keys import Key
     from .lenders import Lender
     from .options import Options
 
@@ -206,10 +203,10 @@ class Manager:
             if ticket.state is State.GONE and isinstance(error, Exception):
                 return False  # the asker left, and interrupted this
             reusable = isinstance(error, ANSWERS)
-            named = self._named(error, request.key)
-            if named is error:
+            ours = named(error, request.key)
+            if ours is error:
                 raise
-            raise named from error
+            raise ours from error
         finally:
             if not granted and ticket.state is not State.HELD:  # who was granted may have left, and another hold it
                 lender.settle(ticket, reusable=reusable)
@@ -261,7 +258,7 @@ class Manager:
             case State.LOST:
                 lender: Lender = ticket.home
                 lender.settle(ticket, reusable=True)
-                raise _lost(ticket, "its session ended")
+                raise lost(ticket.key, "its session ended")
             case State.ENDING:
                 context.call(self._unlock, ticket, context.inner)
 
@@ -271,12 +268,12 @@ class Manager:
             intact = lender.unlock(ticket.entry.name, ticket, context)
         except Exception as error:
             if connection_lost(error):
-                raise _lost(ticket, "its session ended") from error
+                raise lost(ticket.key, "its session ended") from error
             raise
         finally:
             self.entries.ended(ticket)
         if not intact:
-            raise _lost(ticket, "the server says that our session did not hold it")
+            raise lost(ticket.key, "the server says that our session did not hold it")
 
     def release_forgotten(self, ticket: Ticket) -> None:
         """Release a lock whose object is garbage."""
@@ -289,10 +286,11 @@ class Manager:
         return [method.__self__ for method in told if method is not None]  # type: ignore[attr-defined]
 
     def _dead(self, session: Any) -> None:
-        """End a session that the server has ended, or should have."""
+        """End a session that the server has ended, or should have; or that does not answer when it is opened."""
         for lender in list(self._lenders.values()):
             if session in lender.stock:
                 lender.stock.end(session)
+        session.end()
 
     def _session_ended(self, session: Session) -> None:
         """Tell all whose locks were on a session that ended."""
@@ -360,16 +358,6 @@ class Manager:
         readable = f" {text}".encode("ascii", "backslashreplace").decode().rstrip()
         return f"{self._suite}{readable[: LABEL_BYTES - len(self._suite) - len(self._whereabouts)]}{self._whereabouts}"
 
-    @staticmethod
-    def _named(error: BaseException, key: Key) -> BaseException:
-        """Return the error as the user should see it: it names the key, and is ours if the session is gone."""
-        if isinstance(error, LockError):
-            return type(error)(f"key {shown(key)}: {error}", key=key)
-        if connection_lost(error):
-            text = str(getattr(error, "orig", error)).strip().partition("\n")[0]
-            return LockConnectionError(f"key {shown(key)}: lost the database while asking for it: {text}", key=key)
-        return error
-
 
 def _warn_of_closed_loop(key: object) -> None:
     warnings.warn(
@@ -377,12 +365,6 @@ def _warn_of_closed_loop(key: object) -> None:
         "release it before the loop ends",
         ResourceWarning,
         stacklevel=1,
-    )
-
-
-def _lost(ticket: Ticket, reason: str) -> LockLostError:
-    return LockLostError(
-        f"key {shown(ticket.key)}: the lock was lost, {reason}: somebody else may have held it since", key=ticket.key
     )
 
 

@@ -26,7 +26,11 @@ READABLE = 255
 
 
 def name_table(metadata: MetaData) -> Table:
-    """Define the table `dlock_names`, which names locks for `inspect`; it is optional."""
+    """Define the table `dlock_names` in your metadata, so that your migrations make it.
+
+    It is optional: `LockProvider.remember` writes keys there, by which `inspect` names locks on PostgreSQL.
+    `dlock init` makes it too.
+    """
     return Table(
         "dlock_names",
         metadata,

@@ -10,10 +10,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from .errors import LockConnectionError
-from .session import SqlSession, first_line
+from .failures import connecting
+from .session import SqlSession
 from .sighting import Sighting
-from .signals import from_handler
 from .urls import shown_url
 
 if TYPE_CHECKING:
@@ -70,15 +69,9 @@ def _sighting(engine: Engine) -> AbstractContextManager[Sighting | None]:
 
 
 def _take(engine: Engine, pool: Pool) -> Any:
-    try:
+    failure = f"cannot open a lock session on {shown_url(engine.url)}"
+    with connecting(failure, ". Check that the server runs and that the URL is right"):
         pooled = pool.connect()
-    except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
-        if from_handler(error):
-            raise
-        raise LockConnectionError(
-            f"cannot open a lock session on {shown_url(engine.url)}: "
-            f"{first_line(error)}. Check that the server runs and that the URL is right"
-        ) from error
     connection = pooled.dbapi_connection
     assert connection is not None
     pooled.detach()

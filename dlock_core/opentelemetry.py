@@ -21,9 +21,17 @@ SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
 
 class OpenTelemetryListener:
-    """Measures locks, and traces each wait as a span: `locks.listen(OpenTelemetryListener())`.
+    """Measure locks, and trace each wait as a span: `locks.listen(OpenTelemetryListener())`.
 
-    The key is an attribute of the span only, since each value of a metric's attribute is a time series.
+    - `dlock.acquire.duration`, a histogram: seconds from asking to the answer, by `dlock.outcome` ("acquired",
+      "timeout" or "error", with `error.type`)
+    - `dlock.hold.duration`, a histogram: seconds held
+    - `dlock.locks.held`: locks held now
+    - `dlock.locks.lost`, a counter
+
+    All have the attributes `db.system.name` and `dlock.mode`. The span `dlock acquire` has the key too, as `dlock.key`:
+    in a metric each of its values would be a time series.
+    https://opentelemetry.io/docs/specs/semconv/database/
 
     Args:
         meter_provider: Where the metrics go; by default the global one.

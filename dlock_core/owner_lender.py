@@ -6,8 +6,8 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .failures import connection_lost
 from .lenders import BaseLender
-from .session import connection_lost
 from .turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class OwnerLender(BaseLender):
                 ask = partial(self._ask, session, request, ticket, timeout, self._show(request.label))
                 return context.wait(ask, session.interrupt)
             except Exception as error:
-                if fresh or not connection_lost(error):
+                if fresh or session.silent or not connection_lost(error):
                     raise
 
     def _enrol(self, owner: object) -> _Owned:

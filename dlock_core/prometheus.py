@@ -21,12 +21,18 @@ HOLDS = (0.01, 0.1, 1, 10, 60, 600, 3600)
 
 
 class PrometheusListener:
-    """Counts and times the locks of the providers that it listens to: `locks.listen(PrometheusListener())`.
+    """Count and time the locks of the providers that it listens to: `locks.listen(PrometheusListener())`.
 
-    One for all providers of a process: the metrics' names can be taken only once in a registry.
+    - `dlock_acquire_seconds`, a histogram: from asking to the answer, by `outcome` ("acquired", "timeout" or "error")
+    - `dlock_hold_seconds`, a histogram: held
+    - `dlock_locks_held`, a gauge: held now
+    - `dlock_locks_lost_total`, a counter
+
+    All have the labels `database`, `mode` and `key`. Make one for all providers of a process: the metrics' names can be
+    taken only once in a registry.
 
     Args:
-        registry: Where the metrics are registered.
+        registry: Where the metrics are registered; by default the client's own.
         key_label: Makes the label `key` out of a lock's key. By default it is empty: keys such as "order:42" would
             make a time series each.
     """

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .checks import Finding
-    from .decorator import KeySource
     from .events import LockEvent
     from .inspection import LockInfo
     from .options import Options
+    from .templates import KeySource
 
 __all__ = ["AsyncLockProvider", "LockProvider"]
 
@@ -47,9 +47,12 @@ class _BaseProvider:
         self._inspector = Inspector(self._manager)
 
     def listen(self, listener: Callable[[LockEvent], object]) -> Callable[[], None]:
-        """Tell somebody of every attempt, acquisition, release and loss of this provider's locks in this process.
+        """Tell a listener of every attempt, acquisition, release and loss of this provider's locks in this process.
 
-        He is called in the thread or task where it happens, and must be quick; his errors are logged.
+        It is called in the thread or task where that happens, and must be quick; its errors are logged.
+
+        Args:
+            listener: Called with each event.
 
         Returns:
             What ends it when called.
@@ -74,15 +77,15 @@ class LockProvider(_BaseProvider):
             finds a network that was cut without a word. None: never.
         lease: Seconds of silence after which the server ends a session, and frees its locks, although
             its process is there: frozen, or cut off. `held` turns False no later. It renews itself.
-            None: a frozen process keeps its locks.
+            None: a frozen process keeps its locks. PostgreSQL 14 and newer, MySQL, MariaDB.
         max_sessions: How many server sessions this process may have at most. All held locks need one,
             each wait for a key that another process holds needs one more;
             beyond the limit such waits poll.
         on_lost: Called, in a helper thread, with each lock object whose lock was lost.
-        share_sessions: Hold all locks on one session. Without, each thread or task has one of his own for
-            all his locks and waits, so that the server sees deadlocks across processes.
+        share_sessions: Hold all locks on one session. Without, each thread or task has one of its own for
+            all its locks and waits, so that the server sees deadlocks across processes.
         show_keys: Show readable keys in the database's own views of its sessions.
-        unsafe_ok: Do not refuse a server on which a lock may protect nothing.
+        unsafe_ok: Do not refuse a server on which a lock may protect nothing, with UnsafeEnvironmentError.
         adapter: What sessions call themselves there, for whoever inspects: a short word such as "celery".
 
     Raises:
@@ -127,7 +130,7 @@ class LockProvider(_BaseProvider):
         fencing: bool = False,
         on_lost: Callable[[Lock], object] | None = None,
     ) -> Lock:
-        """Make a lock for one use.
+        """Make a lock for one use; nothing is asked of the database yet.
 
         Args:
             key: str, bytes, int, or a tuple of them.
@@ -138,7 +141,7 @@ class LockProvider(_BaseProvider):
 
         Raises:
             LockKeyError: The key cannot name a lock.
-            UnsupportedError: The database has no shared locks, or no fencing tokens.
+            UnsupportedError: The database has no shared locks, or no fencing tokens; a shared lock has none anywhere.
             ValueError: The timeout is negative or not a number.
         """
         request = self._manager.request(key, shared=shared, fencing=fencing)
@@ -189,6 +192,8 @@ class LockProvider(_BaseProvider):
 
         Raises:
             LockTimeoutError: From the decorated function, when the lock is not free in time.
+            LockKeyError: The function has no such argument.
+            UnsupportedError: The function is a generator, or the database has no shared locks.
         """
         self._manager.check_shared(key, shared=shared)
         return guarded(key, parse_timeout(timeout), shared, lock=self.lock, alock=self.alock)
@@ -196,7 +201,7 @@ class LockProvider(_BaseProvider):
     def inspect(self, key: object | None = None) -> list[LockInfo]:
         """Ask the database who holds locks, and who waits for them.
 
-        It asks on a connection of its own, which works while all locks are held.
+        It asks on a connection of its own, which works while all locks are held, and for ten seconds at most.
 
         Args:
             key: Only this key; None is for all locks there, other applications' too.
@@ -209,14 +214,14 @@ class LockProvider(_BaseProvider):
         return self._inspector.within_limit(lambda: self._inspector.inspect(key))
 
     def terminate(self, info: LockInfo, *, whole_session: bool = False) -> bool:
-        """End the session of a holder, whose locks are free then; his process learns that it lost them.
+        """End the session of a holder, and so free its locks; its process learns that it lost them.
 
         Args:
             info: What `inspect` returned.
             whole_session: Also when other locks end with it: a process holds all its locks on one session.
 
         Returns:
-            False when he did not hold the lock any more.
+            False when it did not hold the lock any more.
 
         Raises:
             LockStateError: Other locks would end too; the message names them.
@@ -237,7 +242,7 @@ class LockProvider(_BaseProvider):
         """Look for what makes locks unsafe or slow here: poolers, replicas, missing rights, limits, latency.
 
         Returns:
-            What was found; `ok` is False for what is wrong, None for what is good to know.
+            What was found, and what is in order.
         """
         return self._inspector.within_limit(lambda: check(self._manager, self._inspector, BLOCKING))
 
@@ -257,7 +262,7 @@ class LockProvider(_BaseProvider):
 
 
 class AsyncLockProvider(_BaseProvider):
-    """Locks from one database over an async driver, for asyncio; arguments as for LockProvider.
+    """Locks from one database over an async driver, for asyncio; arguments as for `LockProvider`.
 
     Its sessions belong to the event loop that opened them; one provider serves several loops.
     """

@@ -20,14 +20,17 @@ __all__ = ["hold_lock", "lock_database"]
 
 @pytest.fixture
 def lock_database() -> Iterator[MemoryDatabase]:
-    """A database in memory for locks; see `dlock_core.testing.MemoryDatabase`."""
+    """Give a database in memory for locks; see `dlock_core.testing.MemoryDatabase`."""
     with MemoryDatabase() as database:
         yield database
 
 
 @pytest.fixture
 def hold_lock() -> Iterator[Callable[..., Lock]]:
-    """What lets somebody else hold a lock until the test ends: `hold_lock(locks, key, shared=False)`."""
+    """Let somebody else hold a lock until the test ends, by `hold_lock(locks, key, shared=False)`.
+
+    See `dlock_core.testing.hold`.
+    """
     with ExitStack() as stack:
 
         def hold_until_the_end(locks: LockProvider, key: object, *, shared: bool = False) -> Lock:

@@ -55,7 +55,7 @@ def run_locked(
         command: The program and its arguments; no shell reads them.
         timeout: Seconds to wait for the lock; None is for ever, 0 one try.
         shared: Share the lock with others who ask for it shared.
-        grace: Seconds.
+        grace: Seconds from SIGTERM to SIGKILL.
         env: The program's environment in place of ours.
 
     Returns:
@@ -64,6 +64,7 @@ def run_locked(
     Raises:
         LockTimeoutError: The lock is held; the program did not run.
         LockLostError: The lock was lost before the program ended.
+        LockConnectionError: The database cannot be asked; the program did not run.
         OSError: The program cannot be started.
     """
     child = _Child()

@@ -17,12 +17,14 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .errors import LockConnectionError
+from .failures import first_line
 from .onebyone import OneByOne
 from .sighting import same_file
 from .signals import from_handler
@@ -38,12 +40,13 @@ if TYPE_CHECKING:
     from .threads import Workers
     from .watch import Watch
 
-__all__ = ["Care", "SqlSession", "connection_lost", "first_line"]
+__all__ = ["Care", "SqlSession"]
 
 log = logging.getLogger("dlock")
 
 # A wait shorter than this part of the lease is a proof of life, as any other statement.
 WAIT_IS_PROOF = 4
+SILENCE = "the database has not answered in time"
 
 
 class Care(NamedTuple):
@@ -90,7 +93,10 @@ class SqlSession:
         self._pid = os.getpid()
         self._loop = _running_loop() if self.sqla.is_async else None
         self._user: int | None = None
-        self._waiting = False
+        # Seconds that the server is asked to wait.
+        self._wait = 0.0
+        self.due = inf
+        self.silent = False
         self.ended = False
         self.fresh = True
         self.locks = 0
@@ -147,7 +153,7 @@ class SqlSession:
         if self.ended:  # looked at after `_user` is set, as `end` sets and looks the other way round
             self._close()
             raise LockConnectionError("this session has ended")
-        sent = clock()
+        sent = self._sent()
         try:
             cursor = self._cursor or self._connection.cursor()
             result = run(cursor, sql, parameters)
@@ -162,13 +168,24 @@ class SqlSession:
         except Exception as error:  # out of the driver's own depths: its connection is broken
             if from_handler(error):
                 raise
-            raise LockConnectionError(f"the driver failed: {first_line(error)}") from error
+            reason = SILENCE if self.silent else f"the driver failed: {first_line(error)}"
+            raise LockConnectionError(reason) from error
         finally:
             self._user = None
+            self.due = inf
             if self.ended:
                 self._close()  # `end` left it to us
         self.proof = sent
         return result
+
+    def _sent(self) -> float:
+        """Tell the watch that an answer is due, and return the time."""
+        now = clock()
+        if self._care is not None:
+            self.due = now + self._wait + self._care.watch.patience
+            if not self.watched:
+                self._care.watch.add(self)
+        return now
 
     def _compile(self, statement: TextClause) -> tuple[str, tuple[str, ...] | None]:
         found = self._statements.get(statement)
@@ -179,6 +196,8 @@ class SqlSession:
         return found
 
     def _translated(self, error: Exception, sql: str, parameters: Any, cursor: Any) -> BaseException:
+        if self.silent:
+            return LockConnectionError(SILENCE)
         dbapi = self.sqla.loaded_dbapi
         gone = isinstance(error, dbapi.Error) and self.sqla.is_disconnect(error, self._connection, cursor)
         gone = gone or self._locks.lost(error)
@@ -188,19 +207,17 @@ class SqlSession:
 
     def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask the server for the lock."""
-        self._waiting = timeout != 0
+        self._wait = inf if timeout is None else timeout
         try:
             granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
             self.fresh = False
-            if self._waiting and (granted or self.locks):
+            if self._wait and (granted or self.locks):
                 self._prove()
         finally:
-            self._waiting = False
+            self._wait = 0.0
         if granted:
             self._shows_key = self._shows_key or label is not None
             self.locks += 1
-            if self._care is not None and not self.watched:
-                self._care.watch.add(self)
         return granted
 
     def _prove(self) -> None:
@@ -237,7 +254,7 @@ class SqlSession:
     def expired(self) -> bool:
         """Tell whether the server may have ended the session because its lease is over."""
         lease = self._care and self._care.lease
-        return lease is not None and not self._waiting and clock() - self.proof > lease
+        return lease is not None and not self._wait and clock() - self.proof > lease
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -250,7 +267,7 @@ class SqlSession:
 
     def waits(self) -> bool:
         """Tell whether it waits for a lock at the server."""
-        return self._waiting
+        return self._wait > 0
 
     def beat(self) -> None:
         """Begin to ask the server for a sign of life; any statement that is under way is one as well."""
@@ -393,15 +410,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, for a message."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def connection_lost(error: BaseException) -> bool:
-    """Tell whether an error of a statement means that the session is gone."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated
-    return isinstance(error, OSError) and not from_handler(error)

@@ -16,12 +16,34 @@ from typing import Any, Protocol
 
 __all__ = ["HangUps", "Peer", "duplicate_socket", "hang_ups", "socket_number"]
 
+# Seconds of silence before the first probe, seconds between two, and how many may stay unanswered.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
 
 def duplicate_socket(driver_connection: Any, seen: int | None = None) -> socket.socket | None:
     """Return a second handle of the session's socket, None where neither the driver nor a look shows it."""
     descriptor = socket_number(driver_connection)
     descriptor = seen if descriptor is None else descriptor
-    return None if descriptor is None else socket.socket(fileno=os.dup(descriptor))
+    if descriptor is None:
+        return None
+    connection = socket.socket(fileno=os.dup(descriptor))
+    _keep_alive(connection)
+    return connection
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Let the system probe a silent network, no later than PostgreSQL does for our sessions from its side.
+
+    It keeps a firewall from forgetting an idle session, and ends a wait without a timeout when the server's machine is
+    gone: the options belong to the socket, whoever has a handle of it.
+    """
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, most in KEEPALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None and connection.getsockopt(socket.IPPROTO_TCP, option) > most:
+            connection.setsockopt(socket.IPPROTO_TCP, option, most)
 
 
 def socket_number(driver_connection: Any) -> int | None:

@@ -1,5 +1,7 @@
 """For tests of code that takes locks: locks in memory, somebody else who holds them, and faults on demand.
 
+::
+
     from dlock_core.testing import MemoryDatabase
 
     def test_a_second_import_is_skipped() -> None:
@@ -54,14 +56,24 @@ class MemoryDatabase:
         self._failures = 0
 
     def provider(self, *, prefix: str = "", adapter: str = "") -> LockProvider:
-        """Make a provider, which is closed with the database."""
+        """Make a provider, which is closed with the database.
+
+        Args:
+            prefix: As for `LockProvider`.
+            adapter: As for `LockProvider`.
+        """
         engine = create_engine(self._url, poolclass=QueuePool)
         self._open.callback(engine.dispose)
         return self._open.enter_context(LockProvider(engine, prefix=prefix, adapter=adapter))
 
     @contextmanager
     def held(self, key: object, *, prefix: str = "", shared: bool = False) -> Iterator[Lock]:
-        """Let somebody else hold a lock.
+        """Let somebody else hold a lock during a `with` block.
+
+        Args:
+            key: As for `LockProvider.lock`.
+            prefix: The prefix of the providers that shall find it held.
+            shared: Hold it as a reader.
 
         Raises:
             LockStateError: It is not free.
@@ -70,7 +82,7 @@ class MemoryDatabase:
             yield lock
 
     def lose(self, key: object, *, prefix: str = "") -> None:
-        """Take a lock away from whoever holds it, as a server does that ends his session; return when he knows.
+        """Take a lock away from whoever holds it, as a server does that ends a session; return when the holder knows.
 
         Raises:
             LockStateError: Nobody holds it.
@@ -83,11 +95,11 @@ class MemoryDatabase:
             time.sleep(0.01)
 
     def delay(self, seconds: float) -> None:
-        """Let every question to the database take so long from now on; 0 ends it."""
+        """Slow down every question to the database by so many seconds from now on; 0 ends it."""
         self._delay = seconds
 
     def drop(self, times: int = 1) -> None:
-        """Let the next questions end in LockConnectionError, as when the database cannot be reached."""
+        """Let the next questions, so many times, end in LockConnectionError, as if the database were unreachable."""
         self._failures = times
 
     def close(self) -> None:
@@ -111,7 +123,14 @@ class MemoryDatabase:
 
 @contextmanager
 def hold(locks: LockProvider, key: object, *, shared: bool = False) -> Iterator[Lock]:
-    """Let somebody else, to whom this provider is a stranger, hold a lock in the same database.
+    """Let somebody else, to whom this provider is a stranger, hold a lock during a `with` block.
+
+    It works with any database, over a provider of its own with the same engine and prefix.
+
+    Args:
+        locks: The provider that shall find the lock held.
+        key: As for `LockProvider.lock`.
+        shared: Hold it as a reader.
 
     Raises:
         LockStateError: It is not free.

@@ -1,9 +1,9 @@
 """The watch: notices the loss of a session that holds locks, while nobody asks it anything.
 
-One daemon thread, which runs only while locks are held. A server that ends a session hangs up, and
+One daemon thread, which runs only while locks are held or asked for. A server that ends a session hangs up, and
 that is seen within milliseconds, without a query. A network that falls silent is found by a
 heartbeat: a small statement on each session that was not heard of for `heartbeat` seconds, with a
-deadline of its own, since a black hole never answers.
+deadline of its own, since a black hole never answers. Any other statement has a deadline, too.
 
 With a lease the server itself ends a session that was silent for so long (a frozen process, a cut
 network), and this side stops believing in its locks no later: both count from a statement that was
@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 import weakref
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from .sockets import hang_ups
@@ -32,7 +33,7 @@ log = logging.getLogger("dlock")
 
 # The thread looks this often at all it watches, at least; in seconds.
 TICK = 1.0
-# How long a heartbeat may stay unanswered, in seconds.
+# How long a statement may stay unanswered beyond the wait that it asks for, in seconds.
 PATIENCE = 10.0
 
 
@@ -52,6 +53,10 @@ class Watched(Protocol):
     """How many locks it holds at the server."""
     proof: float
     """When the last statement was sent that the server answered, on `clock`."""
+    due: float
+    """When the statement that is under way must be answered, on `clock`."""
+    silent: bool
+    """The watch has given it up, since it did not answer."""
     watched: bool
     ended: bool
 
@@ -84,6 +89,7 @@ class Watch:
     def __init__(self, dead: Callable[[Watched], object], *, heartbeat: float | None, lease: float | None) -> None:
         self._dead = weakref.WeakMethod(dead)
         self._pulse = min(heartbeat or float("inf"), lease / 3 if lease else float("inf"))
+        self.patience = PATIENCE
         self._limit = lease or self._pulse + min(PATIENCE, self._pulse)
         self._tick = min(TICK, self._pulse / 2)
         self._mutex = threading.Lock()
@@ -92,7 +98,7 @@ class Watch:
         self._runs = False
 
     def add(self, session: Watched) -> None:
-        """Watch a session that holds a lock, until it holds none; its end may be just behind us."""
+        """Watch a session that is asked or holds a lock, until neither; its end may be just behind us."""
         with self._mutex:
             if session.ended:
                 return
@@ -141,24 +147,31 @@ class Watch:
             return self._runs
 
     def _look_at(self, session: Watched) -> None:
-        silence = clock() - session.proof
+        now = clock()
+        silence = now - session.proof
         if session.hung_up() or session.stranded():
             self._report(session)
+        elif now > session.due:
+            self._give_up(session, silence)
         elif not session.locks:
             self._let_go(session)
         elif session.waits():
             return
         elif silence > self._limit:
-            log.warning("no sign of life from a lock session for %.1f s", silence)
-            self._report(session)
+            self._give_up(session, silence)
         elif silence > self._pulse:
             session.beat()
 
+    def _give_up(self, session: Watched, silence: float) -> None:
+        log.warning("no sign of life from a lock session for %.1f s", silence)
+        session.silent = True
+        self._report(session)
+
     def _let_go(self, session: Watched) -> None:
-        """Stop watching, unless a lock comes at this moment: whoever takes one looks at `watched` after it."""
+        """Stop watching, unless it is asked: whoever asks sets `due` first, and then looks at `watched`."""
         with self._mutex:
             session.watched = False
-            if session.locks:
+            if session.locks or session.due < inf:
                 session.watched = True
             else:
                 self._forget(session)

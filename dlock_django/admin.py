@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db import Error, connections
+from django.db import connections
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
+from sqlalchemy.exc import SQLAlchemyError
 
 from dlock_core import LockError, LockStateError, NotPermittedError
 
@@ -49,7 +50,10 @@ class _Wish(forms.Form):
 
 @admin.register(Lock)
 class LockAdmin(ModelAdmin):
-    """Shows locks to who may `dlock.view_lock`, and ends them for who may `dlock.terminate_lock` too."""
+    """Show locks to who may `dlock.view_lock`, and end them for who may `dlock.terminate_lock` too.
+
+    On an admin site of your own: `site.register(Lock, LockAdmin)`.
+    """
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Let the index offer the list, and nothing to add or change even to superusers."""
@@ -108,7 +112,7 @@ class LockAdmin(ModelAdmin):
             raise
         except NotPermittedError as error:
             return self._back(request, messages.ERROR, f"Not permitted: {error}")
-        except (LockError, Error) as error:
+        except (LockError, SQLAlchemyError) as error:
             return self._back(request, messages.ERROR, str(error))
         if not ended:
             return self._back(request, messages.WARNING, f"{info.party} has let go of {name_of(info)} already.")

@@ -8,7 +8,7 @@ __all__ = ["DlockConfig"]
 
 
 class DlockConfig(AppConfig):
-    """Put "dlock_django" into INSTALLED_APPS."""
+    """The app; put "dlock_django" into INSTALLED_APPS."""
 
     name = "dlock_django"
     label = "dlock"

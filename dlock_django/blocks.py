@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asgiref.sync import iscoroutinefunction
 
-from dlock_core import LockStateError, UnsupportedError
-
-from .keys import KeySource, key_of_call
+from dlock_core import LockStateError, UnsupportedError, key_maker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
+
+    from .keys import KeySource
 
 __all__ = ["AsyncBlock", "AsyncLockBlock", "Block", "LockBlock"]
 
@@ -39,7 +39,7 @@ class _BaseBlock:
 
 
 class Block(_BaseBlock, Generic[T_co]):
-    """For `with`."""
+    """What `try_lock` returns, for one `with`."""
 
     _block: AbstractContextManager[T_co]
 
@@ -61,28 +61,30 @@ class Block(_BaseBlock, Generic[T_co]):
 
 
 class LockBlock(Block[T_co]):
-    """For `with`, and over a function."""
+    """What `lock` and `locked_atomic` return, for one `with` or over a function."""
 
     def __call__(self, function: F) -> F:
         """Run each call of a function under a lock of its own.
 
         Raises:
             UnsupportedError: The function is async, or a generator: the lock would be free before its body runs.
+            LockKeyError: The function has no such argument.
         """
         if iscoroutinefunction(function):
             raise UnsupportedError(f"{function.__qualname__} is async: put `alock` over it")
         _refuse_generator(function)
+        key_of = key_maker(self._key, function)
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._open(key_of_call(self._key, function, args, kwargs)):
+            with self._open(key_of(*args, **kwargs)):
                 return function(*args, **kwargs)
 
         return run  # type: ignore[return-value]
 
 
 class AsyncBlock(_BaseBlock, Generic[T_co]):
-    """For `async with`."""
+    """What `atry_lock` returns, for one `async with`."""
 
     _block: AbstractAsyncContextManager[T_co]
 
@@ -104,20 +106,22 @@ class AsyncBlock(_BaseBlock, Generic[T_co]):
 
 
 class AsyncLockBlock(AsyncBlock[T_co]):
-    """For `async with`, and over an async function."""
+    """What `alock` returns, for one `async with` or over an async function."""
 
     def __call__(self, function: F) -> F:
         """Run each call of an async function under a lock of its own.
 
         Raises:
             UnsupportedError: The function is not async.
+            LockKeyError: The function has no such argument.
         """
         if not iscoroutinefunction(function):
             raise UnsupportedError(f"{function.__qualname__} is not async: put `lock` over it")
+        key_of = key_maker(self._key, function)
 
         @functools.wraps(function)
         async def run(*args: Any, **kwargs: Any) -> Any:
-            async with self._open(key_of_call(self._key, function, args, kwargs)):
+            async with self._open(key_of(*args, **kwargs)):
                 return await function(*args, **kwargs)
 
         return run  # type: ignore[return-value]

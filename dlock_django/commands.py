@@ -11,12 +11,11 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.utils.connection import ConnectionDoesNotExist
 
-from dlock_core import DeadlockError, Lock, LockError, LockLostError, LockTimeoutError
+from dlock_core import DeadlockError, KeyTemplate, Lock, LockError, LockLostError, LockTimeoutError
 
 from .conf import UNSET, Unset, alias_of, setting
 from .flags import Flags, add_flags, add_switches
 from .holders import holder_of
-from .keys import Key, filled
 from .locks import Wish, taking
 from .sigterm import sigterm_exits
 
@@ -25,13 +24,21 @@ if TYPE_CHECKING:
 
     from django.core.management.base import CommandParser
 
+    from .keys import Key
+
 __all__ = ["CommandLockLost", "CommandLocked", "LockedCommand", "LockedCommandMixin", "Screen", "execute_locked"]
 
 LOST = 74  # EX_IOERR of sysexits.h
 
 
 class CommandLocked(CommandError):  # noqa: N818 - what the shell shows before the message
-    """Somebody else holds the lock of this command; `key`, `holder` (text, or '' if unknown), `returncode`."""
+    """Somebody else holds the lock of this command, which did not run.
+
+    Attributes:
+        key: Of the lock.
+        holder: Who holds it, for people; "" if unknown.
+        returncode: The command's exit status.
+    """
 
     def __init__(self, *args: object, returncode: int = 75, key: Key = "", holder: str = "") -> None:
         super().__init__(*args, returncode=returncode)
@@ -40,7 +47,12 @@ class CommandLocked(CommandError):  # noqa: N818 - what the shell shows before t
 
 
 class CommandLockLost(CommandError):  # noqa: N818 - same
-    """The command ran to its end, but the server took the lock away meanwhile; `key`, `returncode`."""
+    """The command ran to its end, but the server took the lock away meanwhile.
+
+    Attributes:
+        key: Of the lock.
+        returncode: The command's exit status, 74.
+    """
 
     def __init__(self, *args: object, returncode: int = LOST, key: Key = "") -> None:
         super().__init__(*args, returncode=returncode)
@@ -48,7 +60,7 @@ class CommandLockLost(CommandError):  # noqa: N818 - same
 
 
 class LockedCommandMixin:
-    """Gives a command `--lock` and its kin; write it before the other base classes.
+    """Give a command `--lock` and its kin; write it before the other base classes.
 
     The lock is taken before the command's checks and released after its output. Nothing of the command
     itself needs to change: `handle` and `add_arguments` are as they were.
@@ -57,15 +69,16 @@ class LockedCommandMixin:
     lock_by_default: bool = False
     """Lock also without `--lock`; then there is `--no-lock`."""
     lock_key: Key | None = None
-    """In text, `{name}` stands for the command's option of that name. Default: `command:<app label>.<name>`."""
+    """The key, in whose text `{name}` stands for the command's option of that name; by default
+    `command:<app label>.<name>`."""
     lock_timeout: float | Unset | None = UNSET
-    """Seconds; 0 tries once, None is for ever. Default: DLOCK_TIMEOUT, which is 0."""
+    """Seconds to wait, where 0 tries once and None is for ever; by default DLOCK_TIMEOUT, which is 0."""
     lock_database: str | None = None
-    """Alias of the database that lends the lock. Default: DLOCK_DATABASE."""
+    """Alias of the database that lends the lock, by default DLOCK_DATABASE."""
     lock_skip: bool = False
     """Exit with 0, not with `lock_exit_code`, when somebody else holds the lock."""
     lock_exit_code: int | None = None
-    """Default: DLOCK_CONFLICT_EXIT_CODE, which is 75."""
+    """Exit status when somebody else holds the lock, by default DLOCK_CONFLICT_EXIT_CODE, which is 75."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -76,7 +89,7 @@ class LockedCommandMixin:
         """Return the key, which may depend on the command's options; override it for more than `lock_key` can say."""
         if self.lock_key is None:
             return _default_key(type(self).__module__)
-        return filled(self.lock_key, options, where="the command")
+        return KeyTemplate(self.lock_key).fill(options, where="the command")
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Add our flags behind those of the command, whether or not its `add_arguments` calls super()."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
@@ -19,7 +19,7 @@ class _Unset(Enum):
 
 
 UNSET: Final = _Unset.UNSET
-Unset = Literal[_Unset.UNSET]
+Unset: TypeAlias = Literal[_Unset.UNSET]
 
 DEFAULTS: dict[str, Any] = {
     "DLOCK_DATABASE": DEFAULT_DB_ALIAS,

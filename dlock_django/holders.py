@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from dlock_core import LockError
 
 from .providers import provider
@@ -22,6 +24,6 @@ def holder_of(key: Key, using: str) -> str:
     try:
         with provider(using) as locks:
             return "; ".join(info.party for info in locks.inspect(key))
-    except LockError as error:
+    except (LockError, SQLAlchemyError) as error:
         log.debug("cannot tell who holds key %r: %s", key, error)
         return ""

@@ -128,7 +128,10 @@ def engine_of(alias: str) -> Engine:
 def get_engine(using: str | None = None) -> Engine:
     """Return an SQLAlchemy engine whose connections are made as Django makes its own; it pools none.
 
-    For `dlock_core.LockProvider` and whatever else wants one; `using` is an alias, default: DLOCK_DATABASE.
+    For `dlock_core.LockProvider` and whatever else wants one.
+
+    Args:
+        using: An alias of DATABASES; default: DLOCK_DATABASE.
     """
     return engine_of(alias_of(using))
 

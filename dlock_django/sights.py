@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from django.db import Error, connections
+from django.db import connections
 from django.utils.timesince import timesince
+from sqlalchemy.exc import SQLAlchemyError
 
 from dlock_core import LockError, NotPermittedError
 
@@ -65,7 +66,7 @@ def look(alias: str) -> Database:
             return Database(alias, locks.inspect(), "")
     except NotPermittedError as error:
         return Database(alias, list(error.found), f"Not permitted: {error}")
-    except (LockError, Error) as error:
+    except (LockError, SQLAlchemyError) as error:
         return Database(alias, [], str(error))
 
 

@@ -9,14 +9,14 @@ from django.dispatch import Signal
 
 __all__ = ["lock_acquired", "lock_conflict", "lock_lost", "lock_released"]
 
-lock_acquired = Signal()
+lock_acquired: Signal = Signal()
 """A lock was taken; `waited` is in seconds."""
 
-lock_conflict = Signal()
+lock_conflict: Signal = Signal()
 """A lock was not free in time; `waited` is in seconds."""
 
-lock_lost = Signal()
+lock_lost: Signal = Signal()
 """The server took a lock away; `lock` is its object. Sent from a helper thread, at once."""
 
-lock_released = Signal()
+lock_released: Signal = Signal()
 """A block ended, and its lock with it, if it was not lost before; `held_for` is in seconds."""

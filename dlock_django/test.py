@@ -23,7 +23,13 @@ __all__ = ["assert_locked", "assert_not_locked", "hold_lock"]
 def hold_lock(
     key: Key, *, using: str | None = None, timeout: float | Unset | None = UNSET, shared: bool = False
 ) -> Iterator[Lock]:
-    """Hold a key during the block as another process would, so that the code under test finds it held."""
+    """Hold a key during the block as another process would, so that the code under test finds it held.
+
+    Arguments as for `lock`.
+
+    Raises:
+        LockTimeoutError: It was not free in time.
+    """
     with (
         make_provider(alias_of(using)) as stranger,
         stranger.lock(key, timeout=timeout_of(timeout), shared=shared) as held,
@@ -32,12 +38,12 @@ def hold_lock(
 
 
 def assert_locked(key: Key, *, using: str | None = None) -> None:
-    """Fail unless somebody holds the key."""
+    """Fail with AssertionError unless somebody holds the key."""
     if not is_locked(key, using=using):
         raise AssertionError(f"nobody holds key {key!r} on {alias_of(using)!r}")
 
 
 def assert_not_locked(key: Key, *, using: str | None = None) -> None:
-    """Fail if anybody holds the key."""
+    """Fail with AssertionError if anybody holds the key."""
     if is_locked(key, using=using):
         raise AssertionError(f"somebody holds key {key!r} on {alias_of(using)!r}")

@@ -62,6 +62,11 @@ def locked_atomic(
         timeout: As for `lock`.
         shared: As for `lock`.
         atomic_using: The alias of the transaction's database; default: that of `using`, else "default".
+
+    Raises:
+        LockTimeoutError: It was not free in time.
+        LockStateError: Inside another `atomic`.
+        LockLostError: At the end, when the server took the lock away meanwhile; the transaction has committed.
     """
     atomic_alias = atomic_using or using or DEFAULT_DB_ALIAS
     return LockBlock(partial(_around_atomic, Wish(using, timeout, shared), atomic_alias), key)
@@ -80,6 +85,7 @@ def xact_lock(
 
     It runs on Django's own connection, and so it is the one lock that works behind a pooler in transaction
     mode. It excludes `lock` with the same key. The same transaction may take it again.
+    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 
     Args:
         key: str, bytes, int, or a tuple of them.
@@ -89,6 +95,7 @@ def xact_lock(
 
     Raises:
         LockTimeoutError: It was not free in time; the transaction can go on.
+        DeadlockError: PostgreSQL chose this wait as the victim of a deadlock; the transaction can go on.
         LockStateError: There is no transaction.
         UnsupportedError: The database is not PostgreSQL; `locked_atomic` does it there.
     """

@@ -10,8 +10,9 @@ from django.db import connections, transaction
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
+from dlock_core import KeyTemplate
+
 from .conf import UNSET, Unset, setting
-from .keys import KeySource, filled
 from .locks import Wish, atrying, trying
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
+
+    from .keys import Key, KeySource
 
 __all__ = ["lock_view"]
 
@@ -49,9 +52,9 @@ def lock_view(
         shared: Share it with others who ask for it shared.
         methods: The HTTP methods to lock; default: all.
         status: Of the answer to whoever came in vain; default: DLOCK_CONFLICT_STATUS, which is 409.
-        retry_after: Seconds; default: DLOCK_RETRY_AFTER, which is 1.
+        retry_after: Whole seconds of the header; default: DLOCK_RETRY_AFTER, which is 1.
     """
-    wish = Wish(using, timeout, shared)
+    wish, key_of = Wish(using, timeout, shared), key if callable(key) else _filled_from_url(key)
     wanted = {method.upper() for method in methods} if methods is not None else None
 
     def free(request: HttpRequest) -> bool:
@@ -59,14 +62,14 @@ def lock_view(
 
     def decorate(view: V) -> V:
         wrap = _async_wrapper if iscoroutinefunction(view) else _sync_wrapper
-        return wrap(view, key, wish, free, functools.partial(_conflict, status, retry_after))  # type: ignore[return-value]
+        return wrap(view, key_of, wish, free, functools.partial(_conflict, status, retry_after))  # type: ignore[return-value]
 
     return decorate
 
 
 def _sync_wrapper(
     view: Callable[..., Any],
-    key: KeySource,
+    key_of: Callable[..., Key],
     wish: Wish,
     free: Callable[[HttpRequest], bool],
     conflict: Callable[[], HttpResponse],
@@ -80,7 +83,7 @@ def _sync_wrapper(
         body = view if nested else _atomic(view, outside)
         if free(request):
             return body(request, *args, **kwargs)  # type: ignore[no-any-return]
-        with trying(wish, _key(key, request, args, kwargs)) as held:
+        with trying(wish, key_of(request, *args, **kwargs)) as held:
             return conflict() if held is None else body(request, *args, **kwargs)
 
     run._non_atomic_requests = outside  # type: ignore[attr-defined]  # noqa: SLF001 - what non_atomic_requests() sets
@@ -89,7 +92,7 @@ def _sync_wrapper(
 
 def _async_wrapper(
     view: Callable[..., Any],
-    key: KeySource,
+    key_of: Callable[..., Key],
     wish: Wish,
     free: Callable[[HttpRequest], bool],
     conflict: Callable[[], HttpResponse],
@@ -98,7 +101,7 @@ def _async_wrapper(
     async def run(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if free(request):
             return await view(request, *args, **kwargs)  # type: ignore[no-any-return]
-        async with atrying(wish, _key(key, request, args, kwargs)) as held:
+        async with atrying(wish, key_of(request, *args, **kwargs)) as held:
             return conflict() if held is None else await view(request, *args, **kwargs)
 
     return run
@@ -120,8 +123,9 @@ def _atomic(view: Callable[..., Any], outside: _Outside) -> Callable[..., Any]:
     return view
 
 
-def _key(key: KeySource, request: HttpRequest, args: Any, kwargs: dict[str, Any]) -> Any:
-    return key(request, *args, **kwargs) if callable(key) else filled(key, kwargs, where="the URL")
+def _filled_from_url(key: Key) -> Callable[..., Key]:
+    template = KeyTemplate(key)
+    return lambda _request, /, *_args, **captured: template.fill(captured, where="the URL")
 
 
 def _conflict(status: int | None, retry_after: int | None) -> HttpResponse:

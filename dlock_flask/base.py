@@ -66,6 +66,9 @@ class BaseHandle(Generic[L]):
         waited: Seconds that the lock was waited for.
     """
 
+    key: object
+    waited: float
+
     def __init__(self, state: AppState, key: object, options: Options) -> None:
         self.key = key
         self.waited = 0.0
@@ -101,7 +104,7 @@ class BaseHandle(Generic[L]):
 
     @property
     def fencing_token(self) -> int:
-        """The number of this grant: greater than that of every earlier holder of the key.
+        """The number of this grant, greater than that of every earlier holder of the key.
 
         Raises:
             LockStateError: The lock is not held, or was asked for without `fencing=True`.

@@ -17,16 +17,20 @@ __all__ = ["STATUSES", "LockConflict", "check_retry_after", "check_status"]
 
 
 class LockConflict(HTTPException):
-    """Somebody else has the lock; 409 by default, or 423, 429, 503.
+    """Somebody else has the lock; an HTTP answer of 409 by default, or 423, 429, 503.
 
     The body names neither the key nor the holder, unless the application runs in debug mode.
     A handler for the status, as in `errorhandler(409)`, goes before one for this class.
 
     Attributes:
         key: The key that was asked for.
-        waited: Seconds.
+        waited: Seconds that the lock was waited for.
         retry_after: Seconds of the header Retry-After, None for no header.
     """
+
+    key: object
+    waited: float
+    retry_after: int | None
 
     description = "Somebody else is at it. Try again later."
 

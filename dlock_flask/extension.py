@@ -84,7 +84,7 @@ class DLock:
         status: int | None = None,
         retry_after: int | None = None,
     ) -> Handle:
-        """Return a lock for one `with`; if somebody else has it, the request ends in 409.
+        """Return a lock for one `with`, which ends the request in 409 if somebody else has it.
 
         Args:
             key: str, bytes, int, or a tuple of them.
@@ -115,7 +115,10 @@ class DLock:
         bind: str | None = None,
         reentrant: bool = False,
     ) -> Handle:
-        """Return a lock for one `with`, whose handle is false if somebody else has it; see `lock`."""
+        """Return a lock for one `with`, whose handle is false if somebody else has it; see `lock`.
+
+        The block runs in either case: `with dlock.try_lock(key) as handle: if handle: …`.
+        """
         options = Options(timeout, shared, fencing, bind, reentrant, "skip")
         return Handle(current_state(), key, options)
 
@@ -180,7 +183,7 @@ class DLock:
         retry_after: int | None = None,
         methods: Collection[str] | None = None,
     ) -> Callable[[F], F]:
-        """Decorate a view, below its route: each request runs under a lock, until its answer is sent.
+        """Decorate a view, below its route, to run each request under a lock until its answer is sent.
 
         Args:
             key: Text with `{name}` for the view's argument of that name; a list of names, which means
@@ -221,7 +224,7 @@ class DLock:
         bind: str | None = None,
         exit_code: int = 75,
     ) -> Callable[[F], F]:
-        """Decorate a click command, below `@app.cli.command()`: each run is under a lock.
+        """Decorate a click command, below `@app.cli.command()`, to run it under a lock.
 
         If somebody else has it, the command says so in one line and ends with `exit_code`.
 
@@ -239,6 +242,7 @@ class DLock:
 
         Raises:
             NotPermittedError: The database does not tell this user.
+            LockConnectionError: The database cannot be asked.
         """
         return bool(current_state().provider(bind).inspect(key))
 

@@ -21,7 +21,10 @@ __all__ = ["AsyncHandle", "Handle"]
 
 
 class Handle(BaseHandle[Lock]):
-    """A lock for one `with` of a thread; made by `DLock.lock`, `try_lock` and `hold`."""
+    """A lock for one `with` of a thread; made by `DLock.lock`, `try_lock` and `hold`.
+
+    It is true while it has the lock.
+    """
 
     def __enter__(self) -> Self:
         """Acquire.
@@ -75,7 +78,10 @@ class Handle(BaseHandle[Lock]):
 
 
 class AsyncHandle(BaseHandle[AsyncLock]):
-    """A lock for one `async with` of a task; made by `DLock.alock`."""
+    """A lock for one `async with` of a task; made by `DLock.alock`.
+
+    It is true while it has the lock.
+    """
 
     async def __aenter__(self) -> Self:
         """Acquire; see `Handle.__enter__`. What blocks runs in threads of its own."""

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import string
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
-from dlock_core import LockKeyError, LockKeyTypeError
+from dlock_core import KeyTemplate, LockKeyError, LockKeyTypeError
 
 from .options import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
 __all__ = ["KeySource", "key_maker"]
 
 KeySource: TypeAlias = "str | bytes | int | tuple[str | bytes | int, ...] | list[str] | Callable[..., Any]"
+"""A key in whose text `{name}` stands for an argument; a list of arguments' names; or a callable that gets the
+arguments and returns the key."""
 # What reads alike in every process; an object's default text has its address in it.
 PLAIN = (str, int, float, Decimal, UUID, date, time, Enum, type(None))
 
@@ -38,20 +39,32 @@ def key_maker(key: Any, function: Callable[..., Any], name: Callable[[], str]) -
     """
     if callable(key):
         return key  # type: ignore[no-any-return]
+    template = KeyTemplate(_template_of(key), plain=_plain)
+    if not template.names:
+        constant = template.fill({}, where=function.__qualname__)
+        return lambda *_args, **_kwargs: constant
     signature = inspect.signature(function)
-    wanted = set(key) if isinstance(key, list) else _fields(key)
-    takes_more = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
-    if not takes_more:
-        _refuse_unknown(key, wanted, signature.parameters, lambda: function.__qualname__)
+    if not any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
+        template.check_names(signature.parameters, where=function.__qualname__)
 
     def make(*args: Any, **kwargs: Any) -> Any:
         arguments = _arguments(signature, args, kwargs)
-        _refuse_unknown(key, wanted, arguments, name)
+        if not template.names <= arguments.keys():  # else nobody asks for the name, which may need a request
+            template.check_names(arguments, where=name())
         if isinstance(key, list):
             return (name(), *(_part(one, arguments[one]) for one in key))
-        return _filled(key, arguments)
+        return template.fill(arguments, where=function.__qualname__)
 
-    return make if wanted else lambda *_args, **_kwargs: key
+    return make
+
+
+def _template_of(key: Any) -> Any:
+    """Return what names the same arguments as a list, or the key itself."""
+    if not isinstance(key, list):
+        return key
+    if not all(name.isidentifier() for name in key):
+        raise LockKeyError(f"key {shown(key)}: a list holds names of arguments, and nothing else", key=key)
+    return tuple(f"{{{name}}}" for name in key)
 
 
 def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,37 +76,6 @@ def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict
         if one.kind is one.VAR_KEYWORD:
             found.update(found.pop(one.name))
     return found
-
-
-def _refuse_unknown(key: Any, wanted: set[str], there: Mapping[str, Any], name: Callable[[], str]) -> None:
-    missing = ", ".join(sorted(wanted - there.keys()))
-    if missing:
-        has = ", ".join(there) or "no arguments"
-        raise LockKeyError(f"key {shown(key)}: {name()} has no argument {missing}; it has {has}", key=key)
-
-
-def _fields(key: Any) -> set[str]:
-    """Return the arguments' names in the templates of a key."""
-    if isinstance(key, tuple):
-        return {name for part in key for name in _fields(part)}
-    if not isinstance(key, str):
-        return set()
-    fields = (field for _, field, _, _ in string.Formatter().parse(key) if field is not None)
-    return {field.partition(".")[0].partition("[")[0] for field in fields}
-
-
-def _filled(key: Any, arguments: Mapping[str, Any]) -> Any:
-    if isinstance(key, tuple):
-        return tuple(_filled(part, arguments) for part in key)
-    return _Template().vformat(key, (), arguments) if isinstance(key, str) else key
-
-
-class _Template(string.Formatter):
-    """Text with `{name}`, `{name.attribute}` and `{name[index]}`."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        value, used = super().get_field(field_name, args, kwargs)
-        return _plain(field_name, value), used
 
 
 def _plain(name: str, value: object) -> object:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from .conflict import check_retry_after, check_status
 
 __all__ = ["CONFIGURED", "Configured", "OnConflict", "Options", "checked", "shown"]
 
-OnConflict = Literal["abort", "raise"]
+OnConflict: TypeAlias = Literal["abort", "raise"]
+"""Whether who comes second gets an HTTP answer, or LockTimeoutError."""
 # Characters of a key that a message or a log line shows.
 SHOWN = 80
 
@@ -22,7 +23,7 @@ class _Configured(Enum):
 
 
 CONFIGURED: Final = _Configured.CONFIGURED
-Configured = Literal[_Configured.CONFIGURED]
+Configured: TypeAlias = Literal[_Configured.CONFIGURED]
 
 
 class Options(NamedTuple):

@@ -22,10 +22,12 @@ __all__ = ["lock_acquired", "lock_conflict", "lock_lost", "lock_released", "send
 log = logging.getLogger("dlock.flask")
 _signals = Namespace()
 
-lock_acquired = _signals.signal("lock-acquired", "A handle has its lock.")
-lock_released = _signals.signal("lock-released", "A handle has given its lock back, or would have if it was not lost.")
-lock_conflict = _signals.signal("lock-conflict", "Somebody else has the lock.")
-lock_lost = _signals.signal("lock-lost", "The database no longer holds the lock for a handle that has it.")
+lock_acquired: NamedSignal = _signals.signal("lock-acquired", "A handle has its lock.")
+lock_released: NamedSignal = _signals.signal(
+    "lock-released", "A handle has given its lock back, or would have if it was not lost."
+)
+lock_conflict: NamedSignal = _signals.signal("lock-conflict", "Somebody else has the lock.")
+lock_lost: NamedSignal = _signals.signal("lock-lost", "The database no longer holds the lock for a handle that has it.")
 
 
 def send(signal: NamedSignal, app: Flask, handle: BaseHandle[Any]) -> None:

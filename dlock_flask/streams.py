@@ -92,7 +92,7 @@ class _Body(Iterator[Any]):
 def _close(parts: tuple[object, ...]) -> None:
     for part in parts:
         if hasattr(part, "close"):
-            part.close()
+            part.close()  # pyright: ignore[reportAttributeAccessIssue]  # it has it
 
 
 def _quietly(release: Any, handle: BaseHandle[Any]) -> None:

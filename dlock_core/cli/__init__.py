@@ -19,7 +19,7 @@ __all__ = ["dlock_commands", "main"]
 
 
 def main() -> None:
-    """Run the `dlock` command line and exit with its status."""
+    """Run the command line `dlock` and exit with its status."""
     try:
         from .group import dlock
     except ModuleNotFoundError as error:
@@ -35,6 +35,8 @@ def dlock_commands(
     factory: Callable[..., LockProvider], *, name: str = "dlock", params: Sequence[click.Parameter] = ()
 ) -> click.Group:
     """Return `run`, `list`, `show`, `terminate`, `check` and `name` for an application's own command line.
+
+    Add the group to a click group of yours.
 
     Args:
         factory: Returns the application's lock provider when a command needs it; it is left open.

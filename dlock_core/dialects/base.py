@@ -41,8 +41,6 @@ class Capabilities:
     shared: bool
     server_waits: bool
     """The server queues waiters, first come first served; otherwise we poll."""
-    detects_deadlocks: bool
-    across_machines: bool
     fencing: bool = True
     """The database gives numbers that grow with every grant."""
     lease: bool = False
@@ -84,6 +82,8 @@ class Session(Protocol):
 
     fresh: bool
     """Nothing was locked on it yet, so an error is not the error of a session gone stale."""
+    silent: bool
+    """It was given up, since the server did not answer: the next session would fare no better."""
     ended: bool
     """Another thread has ended it, and told the losers: whatever the server still grants on it is gone."""
 
@@ -126,6 +126,8 @@ class WithoutServer:
     socket = None
     watched = False
     proof = inf
+    due = inf
+    silent = False
 
     def stranded(self) -> bool:
         """Tell that no event loop is needed."""

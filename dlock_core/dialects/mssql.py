@@ -97,8 +97,6 @@ class MSSQL:
         mechanism="sp_getapplock",
         shared=True,
         server_waits=True,
-        detects_deadlocks=True,
-        across_machines=True,
         fencing=False,
     )
     ping = PING

@@ -84,8 +84,6 @@ class MySQL:
         mechanism="GET_LOCK",
         shared=False,
         server_waits=True,
-        detects_deadlocks=True,
-        across_machines=True,
         lease=True,
     )
 

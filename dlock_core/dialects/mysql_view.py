@@ -98,7 +98,7 @@ class MySQLView:
             look = _from_plugin(run)
         if look.missing:
             names = [name] if name is not None else [*known(), *(sight.name for sight in look.sights)]
-            asked = [sight for one in dict.fromkeys(names) for sight in _ask_by_name(run, one)]
+            asked = [sight for one in dict.fromkeys(names) for sight in _ask_by_name(run, one)]  # pyright: ignore[reportArgumentType]
             # Asked by its key, the holder is the answer; who else waits is the rest.
             look = Look([*asked, *look.sights], "" if name is not None else look.missing)
         seen = [sight for sight in look.sights if name in (None, sight.name)]

@@ -85,8 +85,6 @@ class Oracle:
         mechanism="DBMS_LOCK",
         shared=True,
         server_waits=True,
-        detects_deadlocks=True,
-        across_machines=True,
         fencing=False,
     )
     ping = PING

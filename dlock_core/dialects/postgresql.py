@@ -92,8 +92,6 @@ class PostgreSQL:
         mechanism="session-level advisory lock",
         shared=True,
         server_waits=True,
-        detects_deadlocks=True,
-        across_machines=True,
         lease=True,
     )
     ping = PING

@@ -50,12 +50,6 @@ TAKE_AND_LOOK = text("""
     AND pg_catalog.has_function_privilege('pg_catalog.pg_advisory_unlock(bigint)', 'EXECUTE')
 """)
 LOOK = text("""
-    SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(CAST(:name AS bigint)) THEN (
-        SELECT count(*) FROM pg_catalog.pg_locks
-        WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid()
-    ) END
-""")
-LOOK = text("""
     SELECT count(*) FROM pg_catalog.pg_locks
     WHERE locktype = 'advisory' AND granted AND pid = :backend AND pg_catalog.pg_sleep(0.05) IS NOT NULL
 """)

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import keys
-from ..errors import LockConnectionError
-from ..signals import from_handler
+from ..failures import connecting
 from ..urls import shown_url
 from .base import Capabilities
 from .sqlite_files import SideFiles
@@ -41,8 +40,6 @@ class SQLite:
         mechanism="transaction on a side file",
         shared=True,
         server_waits=False,
-        detects_deadlocks=False,
-        across_machines=False,
     )
 
     def __init__(self) -> None:
@@ -85,14 +82,8 @@ def _database_file(engine: Engine, pool: Pool) -> str:
 
     The URL cannot tell: with `creator=` there is none, and a relative one changes with the folder.
     """
-    try:
+    with connecting(f"cannot open {shown_url(engine.url)}", ". Check the path and its rights"):
         pooled = pool.connect()
-    except Exception as error:  # drivers raise their own, OSError and SQLAlchemy's here
-        if from_handler(error):
-            raise
-        raise LockConnectionError(
-            f"cannot open {shown_url(engine.url)}: {error}. Check the path and its rights"
-        ) from error
     connection = pooled.dbapi_connection
     assert connection is not None
     pooled.detach()

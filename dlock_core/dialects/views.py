@@ -55,11 +55,14 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `ok` is None where it is only good to know."""
+    """One thing that `LockProvider.check` looked at."""
 
     name: str
+    """What it was, in a word."""
     ok: bool | None
+    """False for what is wrong, None for what is only good to know."""
     detail: str
+    """What was found, and what to change."""
 
 
 def room(used: int, most: int) -> Finding:

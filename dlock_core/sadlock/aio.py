@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.util import greenlet_spawn
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncConnectionOrSession", "AsyncSadLock", "create_async_sadlock"]
 
-AsyncConnectionOrSession = AsyncConnection | AsyncSession | async_scoped_session[Any]
+AsyncConnectionOrSession: TypeAlias = AsyncConnection | AsyncSession | async_scoped_session[Any]
 G = TypeVar("G", bound=AsyncConnectionOrSession)
 
 
 class AsyncSadLock(BaseSadLock[G]):
-    """A lock on an async connection or session of the caller's; made by `create_async_sadlock`."""
+    """A lock on an async connection or session of the caller's; made by `create_async_sadlock`.
+
+    `async with lock:` acquires it, or raises LockTimeoutError after `contextual_timeout`, and releases it at the end.
+    """
 
     async def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Acquire the lock; see `SadLock.acquire`. A cancelled task leaves nothing held."""

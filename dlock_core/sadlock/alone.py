@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 
 from ..contexts import see_through
 from ..dialects import find_dialect
-from ..errors import LockLostError, shown
+from ..failures import connection_lost, lost, named
 from ..forgotten import Forgotten
 from ..opening import open_session
-from ..session import SqlSession, connection_lost
-from .caller import ANSWERS, named
+from ..session import SqlSession
+from .caller import ANSWERS
 from .questions import locks_on_caller, refuse_second, wait_for, wait_for_upgrade
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ class AloneHold:
         except Exception as error:
             if not connection_lost(error):
                 raise
-            raise _lost(key) from error
+            raise lost(key, "its session ended") from error
         finally:
             self._end()
         if not intact:
-            raise _lost(key)
+            raise lost(key, "its session ended")
 
     def _unlock(self) -> bool:
         request, session = self._request, cast("Any", self._session)
@@ -96,12 +96,6 @@ def _end(session: SqlSession, owner: weakref.ref[object], name: int | str) -> No
 
 def _nothing() -> None:
     """Recover nothing: the session is in autocommit."""
-
-
-def _lost(key: object) -> LockLostError:
-    return LockLostError(
-        f"key {shown(key)}: the lock was lost, its session ended: somebody else may have held it since", key=key
-    )
 
 
 def acquire_alone(engine: Engine, owner: object, ask: Ask) -> AloneHold | None:

@@ -118,7 +118,7 @@ class BaseSadLock(Generic[G]):
 
     @property
     def update(self) -> bool:
-        """Whether it is held beside shared ones, alone among its kind, and may become exclusive."""
+        """Whether it is held beside shared ones, alone among its kind, and may become exclusive by `upgrade`."""
         return bool(self._options.update)
 
     @property

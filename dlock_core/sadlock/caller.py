@@ -17,13 +17,13 @@ from ..dialects import find_dialect
 from ..errors import (
     DeadlockError,
     LockConnectionError,
-    LockError,
     LockStateError,
     UnsafeEnvironmentError,
     UnsupportedError,
     shown,
 )
-from ..session import SqlSession, connection_lost
+from ..failures import connection_lost, named
+from ..session import SqlSession
 from ..sockets import socket_number
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..dialects.base import ServerDialect
 
-__all__ = ["ANSWERS", "CallerSession", "asking", "named"]
+__all__ = ["ANSWERS", "CallerSession", "asking"]
 
 # Errors that are the server's own answer to a question for a lock: nothing was granted, or it was undone.
 ANSWERS = (DBAPIError, DeadlockError, LockStateError, UnsafeEnvironmentError, UnsupportedError)
@@ -149,13 +149,3 @@ def asking(
         raise ours from error
     finally:
         session.leave()
-
-
-def named(error: BaseException, key: object) -> BaseException:
-    """Return the error as the user should see it: it names the key, and is ours if the session is gone."""
-    if isinstance(error, LockError):
-        return type(error)(f"key {shown(key)}: {error}", key=key)
-    if connection_lost(error):
-        text = str(getattr(error, "orig", error)).strip().partition("\n")[0]
-        return LockConnectionError(f"key {shown(key)}: lost the database while asking for it: {text}", key=key)
-    return error

@@ -10,7 +10,8 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
-from ..errors import LockConnectionError, LockLostError, shown
+from ..errors import LockConnectionError
+from ..failures import lost
 from .caller import CallerSession, asking
 from .holds import holds_of, watch_pools
 from .questions import locks_on_caller, refuse_second, wait_for, wait_for_upgrade
@@ -80,18 +81,18 @@ class ConnectionHold:
         """Unlock on the very connection that holds the lock, or say that it was lost."""
         session = self._held.session
         if self._held.ended:
-            raise _lost(key, CLOSED)
+            raise lost(key, CLOSED)
         if not session.is_under(self._connection):
             session.end()  # SQLAlchemy does not close a detached connection that it invalidates
-            raise _lost(key, "its connection broke or was exchanged while it was held")
+            raise lost(key, "its connection broke or was exchanged while it was held")
         holds_of(self._connection).remove(self._held)
         try:
             with asking(self._connection, session, key, answers=()):
                 intact = self._unlock()
         except LockConnectionError as error:
-            raise _lost(key, "its session ended") from error
+            raise lost(key, "its session ended") from error
         if not intact:
-            raise _lost(key, "the server says that our session did not hold it")
+            raise lost(key, "the server says that our session did not hold it")
 
     def _unlock(self) -> bool:
         held = self._held
@@ -135,9 +136,3 @@ def acquire_on(connection: Connection, orm_session: Session | None, ask: Ask) ->
             return None
     holds.add(held)
     return ConnectionHold(connection, orm_session, held)
-
-
-def _lost(key: object, reason: str) -> LockLostError:
-    return LockLostError(
-        f"key {shown(key)}: the lock was lost, {reason}: somebody else may have held it since", key=key
-    )

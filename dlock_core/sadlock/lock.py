@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionOrSession", "SadLock", "create_sadlock"]
 
-ConnectionOrSession = Connection | Session | scoped_session[Any]
+ConnectionOrSession: TypeAlias = Connection | Session | scoped_session[Any]
 G = TypeVar("G", bound=ConnectionOrSession)
 
 
 class SadLock(BaseSadLock[G]):
-    """A lock on a connection or session of the caller's; made by `create_sadlock`."""
+    """A lock on a connection or session of the caller's; made by `create_sadlock`.
+
+    `with lock:` acquires it, or raises LockTimeoutError after `contextual_timeout`, and releases it at the end.
+    """
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Acquire the lock.
@@ -39,7 +42,7 @@ class SadLock(BaseSadLock[G]):
             Whether the lock is held now.
 
         Raises:
-            LockStateError: This object holds it already.
+            LockStateError: This object holds it already, or another thread is using it.
             DeadlockError: The wait could never end.
             LockConnectionError: The database cannot be asked; the connection is invalid then.
             UnsafeEnvironmentError: A lock there would protect nothing.
@@ -128,7 +131,10 @@ def create_sadlock(
         shared: Share it with others who ask for it shared (PostgreSQL, SQL Server, Oracle, SQLite).
         xact: Hold it for the rest of the transaction (PostgreSQL, SQL Server).
         update: Share it with readers, but with nobody else who may `upgrade()` (SQL Server, Oracle).
-        lock_mode: Any other mode, by the database's own name (SQL Server, Oracle); see their pages.
+        lock_mode: Any other mode, by the database's own name: of SQL Server's `sp_getapplock`
+            (https://learn.microsoft.com/en-us/sql/relational-databases/system-stored-procedures/sp-getapplock-transact-sql)
+            or Oracle's `DBMS_LOCK`
+            (https://docs.oracle.com/en/database/oracle/oracle-database/19/arpls/DBMS_LOCK.html).
         release_on_commit: Release it at the end of the transaction, if not before (Oracle).
 
     Raises:

@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 
-from ..errors import LockLostError, LockStateError, shown
+from ..errors import LockStateError, shown
+from ..failures import lost
 from .caller import CallerSession, asking
 from .holds import holds_of, watch_pools
 from .questions import locks_on_caller, refuse_second, wait_for, wait_for_upgrade
@@ -88,11 +89,7 @@ class TransactionHold:
         with asking(connection, self._session, key, answers=()):
             intact = self._locks.release(self._session, self.name, shared=False, recover=self._session.rollback)
         if not intact:
-            raise LockLostError(
-                f"key {shown(key)}: the lock was lost, the server says that our session did not hold it: "
-                "somebody else may have held it since",
-                key=key,
-            )
+            raise lost(key, "the server says that our session did not hold it")
 
     def returned(self, *, may_talk: bool) -> None:  # noqa: ARG002 - its transaction has ended before
         self.transaction_ended()

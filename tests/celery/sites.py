@@ -24,7 +24,18 @@ from tests.servers.base import Addressed
 from .files import BROKER_URL
 from .project import make_app
 
-__all__ = ["DRIVERS", "PAIRS", "PRODUCT", "Site", "broker_of", "delete_from_rabbitmq", "open_site", "require_rabbitmq"]
+__all__ = [
+    "DRIVERS",
+    "PAIRS",
+    "PRODUCT",
+    "REDIS_URL",
+    "Site",
+    "broker_of",
+    "delete_from_rabbitmq",
+    "open_site",
+    "require_rabbitmq",
+    "require_redis",
+]
 
 REDIS_URL = os.environ.get("DLOCK_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 AMQP_URL = os.environ.get("DLOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
@@ -134,10 +145,10 @@ def delete_from_rabbitmq(name: str) -> None:
     """Delete what an app with this name for its queue has declared."""
     with Connection(AMQP_URL) as connection:
         for queue in (name, f"{name}.dead", f"{name}.live"):
-            with suppress(Exception):  # it may never have been declared
+            with suppress(*connection.channel_errors):  # it may never have been declared
                 Queue(queue, channel=connection.channel()).delete()
         for exchange in (name, f"{name}.live", f"{name}.pidbox", f"reply.{name}.pidbox", f"{name}.events"):
-            with suppress(Exception):
+            with suppress(*connection.channel_errors):
                 Exchange(exchange, channel=connection.channel()).delete()
 
 
@@ -146,11 +157,17 @@ def _rabbitmq(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
     return {"broker_url": AMQP_URL, "result_backend": _results(folder, lock_url)}
 
 
-def _redis(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
+def require_redis() -> str:
+    """Return the URL of Redis; skip without it, but fail in CI."""
     try:
         redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3).ping()
     except redis.RedisError as error:
         _missing(f"Redis at {REDIS_URL}", error)
+    return REDIS_URL
+
+
+def _redis(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
+    require_redis()
     return {
         "broker_url": REDIS_URL,
         "result_backend": REDIS_URL,

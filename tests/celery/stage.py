@@ -104,10 +104,6 @@ class Stage:
         """Let the bodies that hold end."""
         Path(self.path, "gate").touch()
 
-    def shut(self) -> None:
-        """Let further bodies hold again."""
-        Path(self.path, "gate").unlink()
-
     def assert_no_overlap(self) -> None:
         """Nobody saw one body at work when the next had begun."""
         runs = sorted(self.runs(), key=lambda run: run.began)

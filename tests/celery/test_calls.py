@@ -223,7 +223,7 @@ def test_a_shared_task_takes_the_lock_of_the_app_that_runs_it(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"key": "{nobody}"}, "nobody, which is no parameter"),
+        ({"key": "{nobody}"}, "has nothing for nobody"),
         ({"on_conflict": "reject"}, "needs acks_late=True"),
         ({"on_conflict": "wait"}, "needs a timeout"),
         ({"on_conflict": "explode"}, "give one of skip, retry, wait"),

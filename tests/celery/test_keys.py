@@ -148,7 +148,7 @@ def test_a_callable_gets_all_arguments_by_name() -> None:
 @pytest.mark.parametrize(
     ("key", "complaint"),
     [
-        ("x:{nobody}", "nobody, which is no parameter of the task; it has customer"),
+        ("x:{nobody}", "the task has nothing for nobody; it has customer"),
         (("x", "{nobody}"), "nobody"),
         ("x:{customer.name}", "only names of parameters"),
         ("x:{customer!r}", "only names of parameters"),

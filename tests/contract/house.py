@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -16,7 +18,7 @@ from .persons import Loop, Person, TaskPerson, ThreadPerson
 from .rows import Row
 from .witnesses import FileWitness, MemoryWitness, Witness, witness_of
 
-__all__ = ["AnyProvider", "House", "until"]
+__all__ = ["AnyProvider", "House", "fail_beside", "until"]
 
 AnyProvider = LockProvider | AsyncLockProvider
 
@@ -24,6 +26,20 @@ AnyProvider = LockProvider | AsyncLockProvider
 def until(condition: Callable[[], object], what: str = "it") -> None:
     """Wait until a condition holds."""
     wait_until(lambda: bool(condition()), what, 10)
+
+
+async def fail_beside(*work: Coroutine[Any, Any, None]) -> None:
+    """Do work in tasks of a group with one that fails; all are cancelled, and none adds an error of its own."""
+
+    async def fail() -> None:
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as tasks:
+            for one in (*work, fail()):
+                tasks.create_task(one)
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
 
 
 class House:

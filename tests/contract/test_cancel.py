@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .house import House, until
+from .house import House, fail_beside, until
 
 pytestmark = pytest.mark.rows(lambda row: row.api != "sync")
 
@@ -106,19 +106,6 @@ def test_a_task_group_with_a_failing_task_ends_cleanly(house: House) -> None:
         async with house.maker()("k"):
             await asyncio.sleep(60)
 
-    async def fail() -> None:
-        await asyncio.sleep(0.1)
-        raise ZeroDivisionError
-
-    async def group() -> None:
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(5):
-                    tasks.create_task(hold())
-                tasks.create_task(fail())
-        assert caught.value.subgroup(ZeroDivisionError) is not None
-        assert len(caught.value.exceptions) == 1
-
-    house.loop.run(group())
+    house.loop.run(fail_beside(*(hold() for _ in range(5))))
     until(lambda: house.witness.holders() == 0)
     until(lambda: house.witness.waiters() == 0)

@@ -63,7 +63,7 @@ def test_positional_keyword_and_default_make_one_key(house: House) -> None:
 
 def test_a_name_that_is_no_parameter_is_refused_at_once(house: House) -> None:
     """The mistake shows at import, not at the first call."""
-    with pytest.raises(LockKeyError, match=r"no parameter order;.*order_id"):
+    with pytest.raises(LockKeyError, match=r"nothing for order;.*order_id"):
         _decorated(house, "orders:{order}", [])
 
 

@@ -100,6 +100,20 @@ def test_a_stale_token_is_refused_and_a_new_one_goes_through(house: House, engin
         fence(session, "k", 1)
 
 
+@pytest.mark.rows(lambda row: row.api == "sync" and row.is_server and row.fencing)
+def test_a_transaction_that_read_before_sees_what_others_have_written_since(house: House, engine: sa.Engine) -> None:
+    """Its snapshot is older than the next holder's token; MySQL would read from it, PostgreSQL ends it."""
+    with engine.begin() as connection:
+        fence(connection, "k", 5)
+    stale = engine.connect().execution_options(isolation_level="REPEATABLE READ")
+    with stale, stale.begin():
+        assert stale.execute(sa.text("SELECT count(*) FROM dlock_fences")).scalar_one() == 1
+        with engine.begin() as connection:
+            fence(connection, "k", 9)
+        with pytest.raises((StaleTokenError, sa.exc.DBAPIError), match=r"is stale, 9|could not serialize access"):
+            fence(stale, "k", 8)
+
+
 @ENGINES
 def test_a_fence_that_is_rolled_back_was_never_there(house: House, engine: sa.Engine) -> None:
     """The token counts only with the work of its transaction."""

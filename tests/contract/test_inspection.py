@@ -23,7 +23,6 @@ def _shows(row: Row) -> bool:
 
 
 pytestmark = pytest.mark.rows.with_args(_shows)
-ON_SERVERS = pytest.mark.rows(lambda row: row.is_server and _shows(row))
 WITH_ONE_SESSION = pytest.mark.rows(lambda row: row.is_server and row.share_sessions and _shows(row))
 SEEN_WAITING = pytest.mark.rows(lambda row: not row.in_memory and _shows(row))
 WITH_SHARED = pytest.mark.rows(lambda row: row.shared and _shows(row))

@@ -157,3 +157,10 @@ def test_holding_many_locks_and_releasing_them_in_any_order_keeps_the_lines_apar
         assert locks.terminate(info)
     for lock in held[1::2]:
         lock.release()
+
+
+def test_checks_again_and_again_leave_one_file(url: str, locks: LockProvider) -> None:
+    """SQLite keeps an empty file for each key that was ever locked."""
+    assert all(finding.ok is not False for _ in range(3) for finding in locks.check())
+    folder = Path(f"{url.removeprefix('sqlite:///')}.dlock")
+    assert len(list(folder.iterdir())) <= 2

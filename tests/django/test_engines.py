@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from django.db import connections
 from django.test.utils import override_settings
 from django.utils.connection import ConnectionDoesNotExist
@@ -15,13 +16,13 @@ from django.utils.connection import ConnectionDoesNotExist
 from dlock_core import LockConnectionError, UnsupportedError
 from dlock_django import get_engine, is_locked, lock
 from dlock_django.engines import make_engine
+from dlock_django.holders import holder_of
+from dlock_django.management.commands.dlock import _verbs
 from tests.conftest import server
 from tests.contract.witnesses import PostgreSQLWitness
 
 from .databases import entry
 from .inside import NAME
-
-Alias = Any
 
 
 @pytest.fixture
@@ -189,3 +190,28 @@ def test_an_alias_that_is_none_is_django_s_error(default_alias: str) -> None:
     """Which names it."""
     with pytest.raises(ConnectionDoesNotExist, match="nowhere"), lock("k", using="nowhere"):
         pytest.fail("locked")
+
+
+@pytest.fixture
+def away(alias_like: Any) -> str:
+    """A database whose server does not answer."""
+    alias: str = alias_like(PORT="1")
+    return alias
+
+
+def test_a_database_that_cannot_be_asked_is_our_error_whoever_asks(away: str) -> None:
+    """Django's wrapper, which opens the connection, has errors of its own."""
+    with pytest.raises(LockConnectionError, match=r"cannot ask .* for its locks: .*refused"):
+        is_locked("k", using=away)
+    with pytest.raises(LockConnectionError, match=r"cannot open .*refused"), lock("k", using=away):
+        pytest.fail("locked")
+    assert holder_of("k", away) == ""
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show", "k"], ["terminate", "k"], ["name", "k"], ["check"]])
+def test_the_commands_say_in_one_line_that_a_database_cannot_be_asked(away: str, verb: list[str]) -> None:
+    """No traceback."""
+    said = CliRunner().invoke(_verbs(), ["--database", away, *verb])
+    assert said.exit_code in (1, 2)
+    assert "refused" in said.output
+    assert isinstance(said.exception, SystemExit)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from .pages import PAGES, ROOT, blocks
+
 README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 EXAMPLES = {
-    f"{page.name}-{number}": example
+    f"{page.name}-{number}": block.text
     for page in PAGES
-    for number, example in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    for number, block in enumerate(block for block in blocks(page) if block.language == "python" and not block.file)
 }
 
 

@@ -22,9 +22,10 @@ def say(word: str) -> None:
     sys.stdin.readline()
 
 
-def hold_on(locks: LockProvider) -> None:
+def hold_on(locks: LockProvider, holds: threading.Event) -> None:
     """Hold another lock to the end."""
     with locks.lock("threads"):
+        holds.set()
         time.sleep(60)
 
 
@@ -60,10 +61,11 @@ def main(url: str, way: str) -> None:
             atexit.register(lambda: locks.lock("other", timeout=5).acquire())
         case "with a thread that waits":
             threading.Thread(target=wait_in_vain, args=[url], daemon=True).start()
-            time.sleep(0.2)
+            time.sleep(0.2)  # a wait of another provider, of which nothing here can be asked
         case "with a thread that holds":
-            threading.Thread(target=hold_on, args=[locks], daemon=True).start()
-            time.sleep(0.2)
+            holds = threading.Event()
+            threading.Thread(target=hold_on, args=[locks, holds], daemon=True).start()
+            holds.wait(60)
 
 
 def main_async(url: str, way: str) -> None:

@@ -44,6 +44,20 @@ def run(house: House, body: Callable[[], Awaitable[Any]]) -> None:
     house.loop.run(task())
 
 
+async def holder(lock: Callable[..., AsyncLock]) -> asyncio.Task[None]:
+    """Return a task that holds the lock and would go on for long."""
+    holds = asyncio.Event()
+
+    async def work() -> None:
+        async with lock():
+            holds.set()
+            await asyncio.sleep(LONG)
+
+    task = asyncio.create_task(work())
+    await holds.wait()
+    return task
+
+
 def test_the_body_is_cancelled_and_the_loss_raised(house: House, lock: Callable[..., AsyncLock]) -> None:
     """The cancel does not leave the `async with`; what led to it is the cause."""
 
@@ -101,15 +115,8 @@ def test_a_body_that_fails_while_it_is_cancelled_keeps_its_error(house: House, l
 def test_a_cancel_from_outside_stays_one(house: House, lock: Callable[..., AsyncLock]) -> None:
     """The lock is sound: it is released, and the task is cancelled."""
 
-    async def work(holds: asyncio.Event) -> None:
-        async with lock():
-            holds.set()
-            await asyncio.sleep(LONG)
-
     async def body() -> None:
-        holds = asyncio.Event()
-        task = asyncio.create_task(work(holds))
-        await holds.wait()
+        task = await holder(lock)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -125,15 +132,8 @@ def test_a_cancel_from_outside_beside_a_loss_goes_first(
 ) -> None:
     """In either order, before the body has seen either: whoever cancelled the task sees it end so."""
 
-    async def work(holds: asyncio.Event) -> None:
-        async with lock():
-            holds.set()
-            await asyncio.sleep(LONG)
-
     async def body() -> None:
-        holds = asyncio.Event()
-        task = asyncio.create_task(work(holds))
-        await holds.wait()
+        task = await holder(lock)
         held = house.provider.held_locks()[0]
         assert isinstance(held, AsyncLock)
         assert held._body is not None

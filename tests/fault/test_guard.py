@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from dlock_core import LockProvider, UnsafeEnvironmentError
 from tests.contract.house import House, until
 from tests.contract.witnesses import PostgreSQLWitness
+from tests.servers import PostgreSQL
+from tests.servers.required import require
 
 from .pgbouncer import PgBouncer
 
 Pooler = Callable[..., PgBouncer]
 postgresql_rows = pytest.mark.rows(lambda row: row.server == "postgresql" and row.share_sessions)
-IN_TURN = {"server_round_robin": "1", "min_pool_size": "2"}
 SETTINGS = "SELECT current_setting('application_name'), current_setting('idle_session_timeout')"
 
 
@@ -154,3 +155,19 @@ def test_the_probes_are_made_once_for_each_provider(house: House, monkeypatch: p
         assert not provider.lock("k").acquire(timeout=0.01)
     assert len(probes) == 1
     holder.release()
+
+
+def test_a_standby_is_refused_until_it_is_promoted() -> None:
+    """A lock there excludes nobody on the primary; after the failover the same provider takes its next lock."""
+    with require(PostgreSQL.find())() as server:
+        server.stop()
+        (server.data / "standby.signal").touch()
+        server.start()
+        locks = LockProvider(server.url("postgresql+psycopg2"))
+        with pytest.raises(UnsafeEnvironmentError, match="is a standby"):
+            locks.lock("k").acquire(timeout=0)
+        with server.connect() as connection:
+            connection.execute(sa.text("SELECT pg_promote()"))
+        with locks.lock("k", timeout=5):
+            pass
+        locks.close()

@@ -225,3 +225,30 @@ def test_behind_a_silent_network_nobody_believes_longer_than_the_lease(house: Ho
     stranger.release()
     with pytest.raises(LockLostError):
         person.do(person.locks[0].close)
+
+
+@ON_SOME
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_nobody_waits_for_ever_for_a_network_that_is_silent(
+    house: House, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, timeout: int
+) -> None:
+    """Nothing is held, and who asks gets a clear error soon after his timeout, not when the system gives up."""
+    monkeypatch.setattr("dlock_core.watch.PATIENCE", HEARTBEAT)
+    person, stranger = house.person(house.new_provider()), house.stranger()
+    assert person.acquire("k")
+    person.release()
+    assert person.acquire("k", timeout=5)  # its session is in use
+    person.release()
+    assert stranger.acquire("other")
+    wait = person.begin("other", timeout=timeout) if timeout else None
+    if timeout:
+        until(lambda: house.witness.waiters() == 1, "the wait at the server")
+    proxy.cut()
+    cut = time.monotonic()
+    with pytest.raises(LockConnectionError, match="has not answered in time"):
+        wait.result(30) if wait else person.acquire("k", timeout=0)
+    assert time.monotonic() - cut < timeout + HEARTBEAT + TICK + 1
+    proxy.restore()
+    stranger.release()
+    assert person.acquire("k", timeout=5)
+    person.release()

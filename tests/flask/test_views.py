@@ -137,7 +137,7 @@ def test_one_method_of_a_method_view_can_be_locked(sqlite: Place) -> None:
 def test_an_argument_that_the_view_lacks_is_found_at_once(sqlite: Place) -> None:
     """Never a lock that all documents share by mistake."""
     dlock = sqlite.site().dlock
-    with pytest.raises(LockKeyError, match=r"'doc:\{document\}': .*doc has no argument document; it has doc_id"):
+    with pytest.raises(LockKeyError, match=r"'doc:\{document\}': .*doc has nothing for document; it has doc_id"):
 
         @dlock.locked("doc:{document}")
         def doc(doc_id: int) -> str:
@@ -155,7 +155,7 @@ def test_an_argument_that_the_route_lacks_is_found_at_the_first_request(sqlite: 
             return ""
 
     site.app.add_url_rule("/docs/<int:doc_id>", view_func=Doc.as_view("show_doc"))
-    with pytest.raises(LockKeyError, match="show_doc has no argument document; it has doc_id"):
+    with pytest.raises(LockKeyError, match="show_doc has nothing for document; it has doc_id"):
         site.get("/docs/7")
 
 

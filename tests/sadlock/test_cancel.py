@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlock_core import AsyncSadLock
-from tests.contract.house import until
+from tests.contract.house import fail_beside, until
 
 from .clients import Client
 from .scene import Scene
@@ -225,18 +225,6 @@ def test_a_task_group_with_a_failing_task(scene: Scene) -> None:
         async with _lock(client):
             await asyncio.sleep(60)
 
-    async def fail() -> None:
-        await asyncio.sleep(0.1)
-        raise ZeroDivisionError
-
-    async def group() -> None:
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as tasks:
-                for client in clients:
-                    tasks.create_task(hold(client))
-                tasks.create_task(fail())
-        assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
-
-    _run(scene, group())
+    _run(scene, fail_beside(*map(hold, clients)))
     until(lambda: scene.holders == 0)
     until(lambda: scene.witness.waiters() == 0)

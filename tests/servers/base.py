@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -119,3 +119,34 @@ class Server(Addressed, ABC):
     def __exit__(self, *_: object) -> None:
         """Stop the server and remove its data."""
         self.stop(final=True)
+
+
+class Uncontrollable(Server):
+    """A server that tests may use but not stop, kill or freeze."""
+
+    controllable = False
+    running = True
+
+    @abstractmethod
+    def _refuse(self) -> NoReturn:
+        """Say why."""
+
+    def start(self) -> None:
+        """Do nothing: the server runs."""
+
+    def stop(self, *, final: bool = False) -> None:
+        """Do nothing at the final stop, else refuse."""
+        if not final:
+            self._refuse()
+
+    def kill(self) -> None:
+        self._refuse()
+
+    def freeze(self) -> None:
+        self._refuse()
+
+    def thaw(self) -> None:
+        self._refuse()
+
+    def log_text(self) -> str:
+        return ""

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import sqlalchemy as sa
 
-from .base import Server
+from .base import Uncontrollable
 from .sandbox import ServerError
 
 DEFAULTS = {
@@ -18,10 +18,8 @@ DEFAULTS = {
 }
 
 
-class ExistingServer(Server):
-    """A server that tests may use but not stop, kill or freeze."""
-
-    controllable = False
+class ExistingServer(Uncontrollable):
+    """A server of somebody else."""
 
     def __init__(self, kind: str, url: str) -> None:
         """Take the kind of the server and a SQLAlchemy URL of it, with any driver."""
@@ -34,30 +32,6 @@ class ExistingServer(Server):
     def version(self) -> str:
         with self.connect() as connection:
             return ".".join(str(part) for part in connection.dialect.server_version_info or ())
-
-    @property
-    def running(self) -> bool:
-        return True
-
-    def start(self) -> None:
-        """Do nothing: the server runs."""
-
-    def stop(self, *, final: bool = False) -> None:
-        """Do nothing at the final stop, else refuse."""
-        if not final:
-            self._refuse()
-
-    def kill(self) -> None:
-        self._refuse()
-
-    def freeze(self) -> None:
-        self._refuse()
-
-    def thaw(self) -> None:
-        self._refuse()
-
-    def log_text(self) -> str:
-        return ""
 
     def _refuse(self) -> NoReturn:
         raise ServerError(f"the {self.kind} server is not ours to control: unset DLOCK_TEST_{self.kind.upper()}_URL")

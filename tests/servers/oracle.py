@@ -9,7 +9,7 @@ from sqlalchemy.dialects.oracle.oracledb import OracledbAdaptDBAPI
 
 from tests.standin.oracle import OracleServer, module_of
 
-from .base import Factory, Server
+from .base import Factory, Uncontrollable
 from .existing import ExistingServer
 from .sandbox import ServerError
 
@@ -22,13 +22,11 @@ class ExistingOracle(ExistingServer):
     connect_options: ClassVar[dict[str, Any]] = {"tcp_connect_timeout": 10}
 
 
-class OracleStandIn(Server):
+class OracleStandIn(Uncontrollable):
     """Locks in this process behind a module like oracledb; not Oracle."""
 
     kind = "oracle-standin"
-    controllable = False
     version = "stand-in"
-    running = True
 
     def __init__(self) -> None:
         """Start empty."""
@@ -43,26 +41,6 @@ class OracleStandIn(Server):
     def engine_options(self, drivername: str) -> dict[str, Any]:
         module = module_of(self.server)
         return {"module": OracledbAdaptDBAPI(module) if drivername.endswith("_async") else module}
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def stop(self, *, final: bool = False) -> None:
-        """Do nothing at the final stop, else refuse."""
-        if not final:
-            self._refuse()
-
-    def kill(self) -> None:
-        self._refuse()
-
-    def freeze(self) -> None:
-        self._refuse()
-
-    def thaw(self) -> None:
-        self._refuse()
-
-    def log_text(self) -> str:
-        return ""
 
     def _refuse(self) -> NoReturn:
         raise ServerError("a stand-in in this process cannot be ended")

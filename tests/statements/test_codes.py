@@ -14,7 +14,7 @@ from dlock_core.dialects import DATABASES
 from dlock_core.dialects.base import error_number
 from dlock_core.dialects.mssql import MSSQL
 from dlock_core.dialects.oracle import Oracle
-from dlock_core.session import connection_lost
+from dlock_core.failures import connection_lost
 from tests.contract.rows import ROWS
 
 from .scenes import MSSQLScene, OracleScene, Scene

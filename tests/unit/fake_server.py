@@ -26,7 +26,7 @@ class FakeSession:
         self.fresh = True
         self.waits = False
         self.cut = False
-        self.ended = False
+        self.ended = self.silent = False
         self.parked = False
         self._in_use = threading.Lock()
 

@@ -7,6 +7,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,7 +36,7 @@ OWN_ATTRIBUTES: dict[type[LockError], dict[str, Any]] = {
 def drawing() -> list[Drawn]:
     """Read the tree in the docstring of `dlock_core.errors`, top down."""
     paragraph = next(text for text in (errors.__doc__ or "").split("\n\n") if "├──" in text)
-    found = [LINE.match(line) for line in paragraph.splitlines()]
+    found = [LINE.match(line) for line in dedent(paragraph).splitlines()]
     return [Drawn(line["name"], len(line["branch"]) // 4, line["cousin"]) for line in found if line]
 
 

@@ -21,8 +21,8 @@ OURS = ("dlock_core", *ADAPTERS)
 # package also from itself. A new module needs a place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "signals", "urls"),
-    ("keys", "timeouts", "threads", "sockets", "sighting", "forgotten"),
-    ("onebyone", "options", "engines"),
+    ("keys", "failures", "timeouts", "threads", "sockets", "sighting", "forgotten"),
+    ("onebyone", "options", "engines", "templates"),
     ("requests", "watch"),
     ("events",),
     ("contexts",),
@@ -73,9 +73,10 @@ WITHOUT_SQLALCHEMY = (
     "stock",
     "tickets",
     "entries",
+    "templates",
     "decorator",
 )
-DIALECTS_MAY_USE = ("errors", "signals", "urls", "keys", "dialects")
+DIALECTS_MAY_USE = ("errors", "signals", "urls", "keys", "failures", "dialects")
 # Extras, each for one library of others; nothing of ours imports them.
 EXTRAS = {"opentelemetry": "opentelemetry", "prometheus": "prometheus_client", "pytest_plugin": "pytest"}
 CLI_MAY_USE = ("sqlalchemy", "click", "rich")

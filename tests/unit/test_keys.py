@@ -390,6 +390,6 @@ def test_a_refused_template_is_named_in_one_short_line() -> None:
     def work() -> None:
         """Do nothing."""
 
-    with LockProvider("sqlite://") as locks, pytest.raises(LockKeyError, match="no parameter nobody") as caught:
+    with LockProvider("sqlite://") as locks, pytest.raises(LockKeyError, match="has nothing for nobody") as caught:
         locks.locked("o" * 5000 + "{nobody}")(work)
     assert len(str(caught.value)) < 250

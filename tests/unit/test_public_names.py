@@ -21,6 +21,7 @@ CLASSES = (
     dlock_core.SadLock,
     dlock_core.AsyncSadLock,
     dlock_core.Finding,
+    dlock_core.KeyTemplate,
     dlock_core.LockAcquired,
     dlock_core.LockAttempt,
     dlock_core.LockEvent,
@@ -35,6 +36,7 @@ FUNCTIONS = (
     dlock_core.create_async_sadlock,
     dlock_core.fence,
     dlock_core.fence_table,
+    dlock_core.key_maker,
     dlock_core.name_table,
     dlock_core.run_locked,
 )

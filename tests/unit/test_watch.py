@@ -10,10 +10,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import pytest
 
-from dlock_core.sockets import Peer, hang_ups
+from dlock_core.sockets import Peer, duplicate_socket, hang_ups
 from dlock_core.watch import Watch, clock
 
 from .fake_server import until
@@ -28,6 +29,8 @@ class Session:
         self._peer = Peer(self.socket)
         self.locks = 1
         self.proof = clock()
+        self.due = inf
+        self.silent = False
         self.watched = self.ended = False
         self.loop_closed = self.waiting = False
         self.beats = 0
@@ -91,6 +94,25 @@ def test_a_hang_up_is_told_at_once_and_once(manager: Manager, session: Session) 
     assert not session.watched
 
 
+class Driver:
+    """A driver's connection, as far as its socket goes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.fileno = connection.fileno
+
+
+def test_the_system_probes_a_silent_network_after_a_minute_at_most() -> None:
+    """By the options of the driver's own socket; what the user set to less stays."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        copy = duplicate_socket(Driver(ours))
+        assert copy is not None
+        copy.close()
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [60, 5, 3]
+
+
 def test_two_threads_may_ask_at_one_time(session: Session) -> None:
     """The watch asks while a release does."""
     peer = Peer(session.socket)
@@ -113,6 +135,18 @@ def test_a_session_that_holds_nothing_is_let_go(manager: Manager, session: Sessi
     watch.remove(session)
     until(lambda: not threads())
     assert manager.dead == []
+
+
+def test_an_answer_that_is_overdue_ends_the_session(manager: Manager, session: Session) -> None:
+    """Also of one that holds nothing; it is watched for as long as an answer is due."""
+    watch = Watch(manager.end, heartbeat=0.02, lease=None)
+    session.locks = 0
+    session.due = began = clock() + 0.2
+    watch.add(session)
+    until(lambda: manager.dead == [session])
+    assert clock() > began
+    assert session.silent
+    until(lambda: not threads())
 
 
 def test_silence_brings_a_heartbeat_and_then_the_end(manager: Manager, session: Session) -> None:

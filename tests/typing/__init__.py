@@ -1,0 +1,1 @@
+"""What users' editors see: read by mypy and pyright, never run."""
