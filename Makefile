@@ -7,13 +7,20 @@ URL ?=
 # More arguments for pytest: make test ARGS="-k fork"
 ARGS ?=
 
-.PHONY: help demo test test-all bench lint types docs format build clean
+# The rows of tox.ini to run, with commas; all without it.
+ROWS ?=
+# Interpreters besides those on PATH.
+PYENV_ROOT ?= $(HOME)/.pyenv
+PYTHONS ?= $(wildcard $(PYENV_ROOT)/versions/3.*/bin/python)
+
+.PHONY: help demo test test-all matrix bench lint types docs format build clean
 
 help:
 	@echo "make demo              processes compete for a lock, on SQLite"
 	@echo "make demo URL=...      the same on a server, e.g. postgresql+psycopg://user@host/database"
 	@echo "make test              all tests; ARGS goes to pytest"
 	@echo "make test-all          every broker of Celery with every database, too"
+	@echo "make matrix            each version of Python and the libraries; ROWS=lowest,wheel for some of tox.ini's rows"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
 	@echo "make lint types        ruff; mypy and pyright"
 	@echo "make docs              the documentation, in docs/_build; a warning is an error"
@@ -27,6 +34,10 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	DLOCK_TEST_ALL=1 $(BIN)/python -m pytest $(ARGS)
+
+matrix: $(VENV)/python
+	@$(BIN)/python -m pip install --quiet --group matrix
+	$(BIN)/tox run $(if $(PYTHONS),--discover $(PYTHONS)) $(if $(ROWS),-e $(ROWS)) $(if $(ARGS),-- $(ARGS))
 
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m pip install --quiet --group bench

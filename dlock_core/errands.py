@@ -26,6 +26,9 @@ log = logging.getLogger("dlock")
 # How long the main thread stays to see the work undone, so that a program which then ends leaves
 # nothing at the server; in seconds.
 PARTING = 0.5
+# How often the main thread looks up from its wait, in seconds: a signal that arrives between Python's last look for
+# one and the system call that waits does not end that call.
+GLANCE = 0.2
 # A handler may raise again while the undoing is being started.
 ATTEMPTS = 10
 
@@ -74,7 +77,8 @@ class Errand:
             self._workers.put(self._run)
         except RuntimeError:  # the interpreter is about to end, and starts no more threads
             self._run()
-        self._bell.acquire()
+        while not self._bell.acquire(timeout=GLANCE):
+            pass
         if self._error is not None:
             raise self._error
         return self._value

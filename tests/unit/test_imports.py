@@ -13,7 +13,7 @@ import pytest
 
 import dlock_core
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(dlock_core.__file__).parents[1]  # where the packages are: the tree, or what a wheel installed
 ADAPTERS = ("dlock_celery", "dlock_django", "dlock_flask")
 OURS = ("dlock_core", *ADAPTERS)
 
