@@ -9,11 +9,13 @@ import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import click
 import pytest
 
 from dlock_core.cli.group import dlock
+from tests.browsers import chromium
 
 ROOT = Path(__file__).parents[2]
 # Whose names users import.
@@ -38,6 +40,15 @@ MODULES = (
 INTERNAL = {"dlock_flask.signals.send"}
 # https://www.sphinx-doc.org/en/master/usage/extensions/intersphinx.html: four lines for people, then packed lines.
 HEADER_LINES = 4
+# What a reader would miss: pictures that do not show, Python without colours; and where the links of the page lead.
+LOOK = """
+    return {
+        pictures: [...document.images].filter(image => !image.naturalWidth).map(image => image.src),
+        plain: [...document.querySelectorAll("div.highlight-python pre")]
+            .filter(code => !code.querySelector("span[class]")).map(code => code.innerText),
+        links: [...document.links].map(link => link.href).filter(address => address.startsWith("file:")),
+    }
+"""
 ENTRY = re.compile(r"(?P<name>.+?) (?P<kind>\S+:\S+) -?\d+ \S+ .+")
 
 
@@ -104,3 +115,24 @@ def test_the_command_line_has_each_verb_with_its_options(inventory: dict[str, se
     }
     assert len(verbs) > 6
     assert options <= inventory["std:cmdoption"]
+
+
+def test_pictures_show_code_is_coloured_and_links_hold(built: Built, tmp_path: Path) -> None:
+    """In a browser, on every page."""
+    pages = [page for page in sorted(built.pages.rglob("*.html")) if page.name not in {"search.html", "genindex.html"}]
+    assert len(pages) > 40
+    targets: set[str] = set()
+    with chromium(tmp_path) as browser:
+        for page in pages:
+            browser.get(page.as_uri())
+            seen = browser.execute_script(LOOK)
+            assert (page.name, seen["pictures"], seen["plain"]) == (page.name, [], [])
+            targets.update(seen["links"])
+    assert len(targets) > 200
+    assert [target for target in sorted(targets) if not _leads_somewhere(target)] == []
+
+
+def _leads_somewhere(address: str) -> bool:
+    parts = urlsplit(address)
+    page = Path(unquote(parts.path))
+    return page.is_file() and (not parts.fragment or f'id="{unquote(parts.fragment)}"' in page.read_text())
