@@ -78,9 +78,9 @@ class LockProvider(_BaseProvider):
         lease: Seconds of silence after which the server ends a session, and frees its locks, although
             its process is there: frozen, or cut off. `held` turns False no later. It renews itself.
             None: a frozen process keeps its locks. PostgreSQL 14 and newer, MySQL, MariaDB.
-        max_sessions: How many server sessions this process may have at most. All held locks need one,
-            each wait for a key that another process holds needs one more;
-            beyond the limit such waits poll.
+        max_sessions: How many server sessions the threads of this process, and each of its event loops, may
+            have at most. All held locks need one, each wait for a key that another process holds needs
+            one more; beyond the limit such waits poll. No limit without `share_sessions`.
         on_lost: Called, in a helper thread, with each lock object whose lock was lost.
         share_sessions: Hold all locks on one session. Without, each thread or task has one of its own for
             all its locks and waits, so that the server sees deadlocks across processes.
