@@ -31,12 +31,11 @@ from .lenders import ANSWERS, POLL_LAST, SharedLender, SingleLender
 from .opening import open_session
 from .owner_lender import OwnerLender
 from .requests import Request
-from .session import Care
 from .stock import Stock
 from .threads import Workers
 from .tickets import State, Ticket
 from .timeouts import FOR_EVER, Deadline
-from .watch import Watch
+from .watch import Care, Watch
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool

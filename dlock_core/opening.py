@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool
 
     from .dialects.base import ServerDialect
-    from .session import Care
+    from .watch import Care
 
 __all__ = ["open_session"]
 

@@ -18,7 +18,7 @@ import socket
 import threading
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -37,24 +37,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, TextClause
 
     from .dialects.base import ServerDialect
-    from .threads import Workers
-    from .watch import Watch
+    from .watch import Care
 
-__all__ = ["Care", "SqlSession"]
+__all__ = ["SqlSession"]
 
 log = logging.getLogger("dlock")
 
 # A wait shorter than this part of the lease is a proof of life, as any other statement.
 WAIT_IS_PROOF = 4
 SILENCE = "the database has not answered in time"
-
-
-class Care(NamedTuple):
-    """Who looks after a session while it holds locks."""
-
-    watch: Watch
-    workers: Workers
-    lease: float | None
 
 
 class SqlSession:
@@ -76,7 +67,6 @@ class SqlSession:
         self._locks = locks
         self._care = care
         self.label = label
-        self._shows_key = False
         # A blocking driver's cursor serves for all statements, one at a time; SQLAlchemy's async ones for one each.
         self._cursor = None if self.sqla.is_async else connection.cursor()
         self.driver_connection = self.sqla.get_driver_connection(connection)
@@ -96,12 +86,11 @@ class SqlSession:
         # Seconds that the server is asked to wait.
         self._wait = 0.0
         self.due = inf
-        self.silent = False
-        self.ended = False
+        self.ended = self.silent = False
         self.fresh = True
         self.locks = 0
         self.proof = clock()
-        self.watched = False
+        self.watched = self._shows_key = False
         # Each constant statement as the driver wants it, and the order of its parameters where they go by position.
         self._statements: dict[TextClause, tuple[str, tuple[str, ...] | None]] = {}
 
@@ -208,27 +197,20 @@ class SqlSession:
     def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask the server for the lock."""
         self._wait = inf if timeout is None else timeout
+        lease = self._care and self._care.lease
         try:
             granted = self._locks.acquire(self, name, shared=shared, timeout=timeout, label=label)
-            self.fresh = False
-            if self._wait and (granted or self.locks):
-                self._prove()
         finally:
+            if self._wait and lease is None:
+                self.proof = clock()  # of life: the statement itself was sent long ago
             self._wait = 0.0
+        self.fresh = False
+        if granted and lease is not None and clock() - self.proof > lease / WAIT_IS_PROOF:
+            self.first(self._locks.ping)  # the grant may have lain here while this process was frozen
         if granted:
             self._shows_key = self._shows_key or label is not None
             self.locks += 1
         return granted
-
-    def _prove(self) -> None:
-        """Give the proof of life that a wait's answer is not: it was sent long ago.
-
-        With a lease the server is asked again, since the answer may have lain here while this process was frozen.
-        """
-        if self._care is None or self._care.lease is None:
-            self.proof = clock()
-        elif clock() - self.proof > self._care.lease / WAIT_IS_PROOF:
-            self.first(self._locks.ping)
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock."""

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .sockets import hang_ups
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from socket import socket
 
     from .sockets import HangUps
+    from .threads import Workers
 
-__all__ = ["Watch", "Watched", "clock"]
+__all__ = ["Care", "Watch", "Watched", "clock"]
 
 log = logging.getLogger("dlock")
 
@@ -181,6 +182,14 @@ class Watch:
         dead = self._dead()
         if dead is not None:
             dead(session)
+
+
+class Care(NamedTuple):
+    """Who looks after a session while it holds locks."""
+
+    watch: Watch
+    workers: Workers
+    lease: float | None
 
 
 def _run(reference: weakref.ref[Watch], waiting: HangUps, tick: float) -> None:
