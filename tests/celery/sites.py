@@ -160,7 +160,8 @@ def _rabbitmq(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
 def require_redis() -> str:
     """Return the URL of Redis; skip without it, but fail in CI."""
     try:
-        redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3).ping()
+        with redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3) as client:
+            client.ping()
     except redis.RedisError as error:
         _missing(f"Redis at {REDIS_URL}", error)
     return REDIS_URL
