@@ -13,6 +13,10 @@ from .options import DirectCalls, OnConflict, OnError, OnLost, Plan, plan_for
 if TYPE_CHECKING:
     from celery import Celery
 
+    AnyTask = Task[Any, Any]
+else:
+    AnyTask = Task  # Celery 5.5 knows no parameters
+
 __all__ = ["SingleInstanceMixin", "SingleInstanceTask"]
 
 
@@ -57,7 +61,7 @@ class SingleInstanceMixin:
         return run_guarded(self, body, args, kwargs)  # type: ignore[arg-type]
 
 
-class SingleInstanceTask(SingleInstanceMixin, Task[Any, Any]):
+class SingleInstanceTask(SingleInstanceMixin, AnyTask):
     """A base class for tasks: `@app.task(base=SingleInstanceTask, lock_key="invoice:{customer_id}")`."""
 
     abstract = True
