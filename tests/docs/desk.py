@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +30,7 @@ class Program:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 text=True,
+                start_new_session=True,
             )
 
     @property
@@ -49,6 +51,12 @@ class Program:
     def end(self, seconds: float = 60) -> int:
         """Wait for its end, and return its exit status."""
         return self.process.wait(seconds)
+
+    def clear(self) -> None:
+        """Kill it with all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill()
 
     def kill(self) -> None:
         """Kill it, and close what it would have read from."""
@@ -73,13 +81,13 @@ class Desk:
         """Start a program; `python` is this Python."""
         words = [sys.executable if word == "python" else word for word in command]
         program = Program(words, self.folder, {**self.environment, **environment})
-        self._programs.callback(program.kill)
+        self._programs.callback(program.clear)
         return program
 
     def shell(self, line: str, **environment: str) -> Program:
         """Start a line as a shell would."""
         program = Program(line, self.folder, {**self.environment, **environment})
-        self._programs.callback(program.kill)
+        self._programs.callback(program.clear)
         return program
 
     def run(self, *command: str, **environment: str) -> tuple[int, str]:
