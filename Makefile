@@ -6,6 +6,13 @@ BIN = $(VENV)/bin
 URL ?=
 # More arguments for pytest: make test ARGS="-k fork"
 ARGS ?=
+# Tests wait more than they compute: two at a time for each processor.
+JOBS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+COVERED = COVERAGE_FILE=$(CURDIR)/.coverage $(PYTEST) --cov --cov-report=
+
+# What `make coverage` runs: quick, fast, rest.
+SETS ?= fast rest
 
 # The rows of tox.ini to run, with commas; all without it.
 ROWS ?=
@@ -13,27 +20,52 @@ ROWS ?=
 PYENV_ROOT ?= $(HOME)/.pyenv
 PYTHONS ?= $(wildcard $(PYENV_ROOT)/versions/3.*/bin/python)
 
-.PHONY: help demo test test-all matrix bench lint types docs format build clean
+# One schedule again, or how long to look for a bad one.
+SIMULATE = $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+.PHONY: help demo quick test test-all simulate coverage matrix bench house lint types docs format build clean
 
 help:
 	@echo "make demo              processes compete for a lock, on SQLite"
 	@echo "make demo URL=...      the same on a server, e.g. postgresql+psycopg://user@host/database"
-	@echo "make test              all tests; ARGS goes to pytest"
-	@echo "make test-all          every broker of Celery with every database, too"
+	@echo "make quick             the tests that need no server, in a minute; ARGS goes to pytest"
+	@echo "make test              the tests of everyday, on every kind of database, in some minutes"
+	@echo "make test-all          these and the rest: every driver and broker, browsers, builds"
+	@echo "make simulate          schedules of simulated threads, server and faults, in seconds; MINUTES=60 for longer"
+	@echo "make simulate SEED=... one of them again, told as a story"
+	@echo "make coverage          the lines and branches that all tests reach, by package; SETS=quick for some of them"
 	@echo "make matrix            each version of Python and the libraries; ROWS=lowest,wheel for some of tox.ini's rows"
 	@echo "make bench             figures beside other libraries; ARGS, e.g. ARGS=--quick"
+	@echo "make house             how large the core is: modules, lines, the path of one acquire"
 	@echo "make lint types        ruff; mypy and pyright"
 	@echo "make docs              the documentation, in docs/_build; a warning is an error"
 	@echo "make build             wheel and sdist in dist/"
 
 demo: $(VENV)/installed-$(if $(URL),servers,cli)
-	@$(BIN)/dlock demo $(if $(URL),'$(URL)')
+	@$(BIN)/python -m example_projects.demo $(if $(URL),'$(URL)')
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
+quick: $(VENV)/installed-dev
+	$(PYTEST) --set=quick $(ARGS)
+
+# Both sets, even if the first fails.
 test-all: $(VENV)/installed-dev
-	DLOCK_TEST_ALL=1 $(BIN)/python -m pytest $(ARGS)
+	@failed=0; \
+	$(PYTEST) --set=fast --hypothesis-profile=many $(ARGS) || failed=1; \
+	$(PYTEST) --set=rest $(ARGS) || failed=1; \
+	exit $$failed
+
+# The lines and branches that the sets reach together. Not in `test-all`: before Python 3.12 a thread that starts while
+# another one is being traced may die ("Cannot install a trace function while another trace function is being installed").
+coverage: $(VENV)/installed-dev
+	@$(BIN)/coverage erase
+	-$(foreach set,$(SETS),$(COVERED) --cov-append --set=$(set) $(ARGS);)
+	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python .ci/coverage-by-package $(SETS)
+
+simulate: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.simulation $(SIMULATE) $(ARGS)
 
 matrix: $(VENV)/python
 	@$(BIN)/python -m pip install --quiet --group matrix
@@ -42,6 +74,9 @@ matrix: $(VENV)/python
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+house: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.house
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -62,7 +97,7 @@ build: $(VENV)/installed-dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from .contenders import AsyncContender, Contender
     from .places import Place
 
-__all__ = ["describe", "find_redis", "who_is_left_out"]
+__all__ = ["describe", "find_redis", "what_is_left_out"]
 
 DRIVERS = ("psycopg", "asyncpg", "pymysql", "aiomysql", "asyncmy", "sqlalchemy")
 DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
 
 
 def describe(places: list[Place], redis: str | None) -> dict[str, str]:
-    """Return what a reader must know to compare these numbers with his own."""
+    """Return what a reader must know to compare these numbers with others."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{_processor()}, {os.cpu_count()} CPUs{_virtual()}, {psutil.virtual_memory().total / 2**30:.0f} GB",
@@ -71,7 +71,7 @@ def find_redis() -> str | None:
     url = os.environ.get("DLOCK_BENCH_REDIS_URL", DEFAULT_REDIS)
     try:
         _redis_version(url)
-    except Exception:  # not installed, or nobody there: both mean none
+    except Exception:  # not installed, or no server there: both mean none
         return None
     return url
 
@@ -83,8 +83,8 @@ def _redis_version(url: str) -> str:
         return str(client.info("server")["redis_version"])
 
 
-def who_is_left_out(redis: str | None) -> dict[str, str]:
+def what_is_left_out(redis: str | None) -> dict[str, str]:
     """Return the contenders that cannot take part, and why."""
-    everybody: list[type[Contender | AsyncContender]] = [*SYNC, *ASYNC]
-    reasons = {kind.name: reason_to_leave_out(kind, redis=redis is not None) for kind in everybody}
+    contenders: list[type[Contender | AsyncContender]] = [*SYNC, *ASYNC]
+    reasons = {kind.name: reason_to_leave_out(kind, redis=redis is not None) for kind in contenders}
     return {name: reason for name, reason in reasons.items() if reason}

@@ -1,4 +1,4 @@
-"""Where a database is, in a form that every process of a benchmark can be told."""
+"""Where a database is, in a form that every process of a benchmark can be given."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Bench:
 
     @staticmethod
     def slow(place: Place) -> set[str]:
-        """Return who polls so seldom that a round lasts for seconds."""
+        """Return those that poll so seldom that a round lasts for seconds."""
         return {kind.name for kind in contenders(place.address, "") if kind.poll(place.kind) >= SLOW}
 
     def _crew(self, place: Place, kind: type[Contender]) -> Crew:
@@ -84,7 +84,7 @@ class Bench:
         count: int,
         slow: Collection[str] = (),
     ) -> dict[str, list[float]]:
-        """Let all act in each round, in changing order, the slow in half of them; whoever fails is out."""
+        """Let all act in each round, in changing order, the slow in half of them; one that fails is out."""
         found: dict[str, list[float]] = {name: [] for name in actions}
         for number in range(count):
             for name in shuffled(found):

@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
 def _measure(options: argparse.Namespace) -> Figures:
     raise_file_limit()
     redis = about.find_redis()
-    figures = Figures(left_out={**missing_places(options.servers), **about.who_is_left_out(redis)})
+    figures = Figures(left_out={**missing_places(options.servers), **about.what_is_left_out(redis)})
     for name, reason in figures.left_out.items():
         progress(f"left out: {name}: {reason}")
     with open_places(options.servers, redis, progress) as places:

@@ -87,7 +87,7 @@ async def _call(make: Callable[[], R]) -> R:
 
 
 class Post(NamedTuple):
-    """What a new process is told."""
+    """The arguments of a new process."""
 
     address: Address
     name: str

@@ -52,7 +52,7 @@ class Figures:
     about: dict[str, str] = field(default_factory=dict)
     """Machine and versions."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Who did not take part, and why."""
+    """The contenders that did not take part, and why."""
     failures: list[str] = field(default_factory=list)
     overlaps: dict[str, int] = field(default_factory=dict)
     """How often two held a contender's lock at once, where the referee looked."""

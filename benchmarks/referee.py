@@ -1,4 +1,4 @@
-"""A few shared numbers: who is inside, whether two ever were, and whose turn it is."""
+"""A few shared numbers: which one is inside, whether two ever were, and which one's turn it is."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Referee:
             file.write(bytes(CELLS * 8))
         return Path(file.name)
 
-    def enter(self, who: int) -> None:
-        """Note that somebody holds the lock; `who` is not 0."""
+    def enter(self, number: int) -> None:
+        """Note that one of them holds the lock; `number` is not 0."""
         cells = self.cells
         if cells[INSIDE]:
             cells[OVERLAPS] += 1
-        cells[INSIDE] = who
+        cells[INSIDE] = number
 
-    def leave(self, who: int) -> None:
-        """Note that he is about to release it."""
+    def leave(self, number: int) -> None:
+        """Note that it is about to release the lock."""
         cells = self.cells
-        if cells[INSIDE] != who:
+        if cells[INSIDE] != number:
             cells[OVERLAPS] += 1
         cells[INSIDE] = 0
 

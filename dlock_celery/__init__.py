@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .current import assert_locked, current_lock
+from .conflict import LockConflictError
 from .decorator import single_instance
-from .errors import LockConflictError
+from .guard import assert_locked, current_lock
 from .providers import DLock, get_provider
 from .signals import lock_acquired, lock_conflict, lock_lost, lock_released
 from .task import SingleInstanceMixin, SingleInstanceTask

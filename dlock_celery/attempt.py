@@ -58,7 +58,7 @@ class Attempt:
 
     def lock(self, key: Any, on_lost: Callable[[Lock], None]) -> Lock:
         """Make its lock."""
-        return self.provider.lock(key, shared=self.options.shared, on_lost=on_lost)
+        return self.provider.lock(key, shared=self.options.shared, fencing=self.options.fencing, on_lost=on_lost)
 
     @property
     def timeout(self) -> float:

@@ -2,50 +2,105 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery import VERSION
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
-from celery.states import READY_STATES, REVOKED
+from celery.signals import task_revoked
+from celery.states import FAILURE, READY_STATES, REVOKED
+
+from dlock_core import LockError
+from dlock_core.adapters import holder_of, shown
 
 from .attempt import AGAIN, DUPLICATE
-from .errors import LockConflictError
-from .report import holder_of, log, tell
-from .signals import lock_conflict
+from .signals import dispatch, lock_conflict, log, sends_events, tell
 
 if TYPE_CHECKING:
     from celery.app.task import Context
 
-    from dlock_core import LockError
+    from dlock_core.adapters import Acquisition
 
     from .attempt import Attempt
 
-__all__ = ["drop_finished", "settle_conflict", "settle_error"]
+__all__ = ["LockConflictError", "drop_finished", "settle_conflict", "settle_error"]
+
+
+class LockConflictError(LockError):
+    """The task did not run, because another run, or another program, holds its key.
+
+    All that it knows is in `args`, so that it is whole after a result backend, by pickle or JSON.
+
+    Attributes:
+        key: The key of the lock.
+        task: The name of the task that did not run.
+        attempts: How many times this message was sent again before.
+        holder: The session that held it, in words; None if unknown.
+    """
+
+    def __init__(
+        self, message: str, key: Any = None, task: str | None = None, attempts: int = 1, holder: str | None = None
+    ) -> None:
+        super().__init__(message, key=key)
+        self.args = (message, key, task, attempts, holder)
+        self.task = task
+        self.attempts = attempts
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), self.args)
+
 
 # Seconds between two looks for a result.
 POLL = 0.05
+# Seconds for which a key's holder is remembered: it is asked for on a connection of its own, and a burst of duplicates
+# must not become a burst of connections.
+REMEMBERED = 1.0
+# Since then the worker itself marks a task as failed whose message was rejected (celery/celery#4222).
+MARKS_REJECTED = VERSION >= (5, 7)
 
 
-def settle_conflict(attempt: Attempt, key: Any) -> Any:
+def settle_conflict(attempt: Attempt, key: Any, taken: Acquisition) -> Any:
     """Return what the task shall return, or raise what ends it."""
-    holder, policy = holder_of(attempt, key), attempt.options.on_conflict
+    policy = attempt.options.on_conflict
+    holder = (holder_of(attempt.provider, key, max_age=REMEMBERED) if _is_read(attempt) else "") or None
     by = f" by {holder}" if holder else ""
     error = LockConflictError(
-        f"{attempt} did not run: key {key!r} is held{by}", key, attempt.task.name, attempt.attempts, holder
+        f"{attempt} did not run: key {shown(key)} is held{by}", key, attempt.task.name, attempt.attempts, holder
     )
-    tell(attempt, lock_conflict, key=key, policy=policy, holder=holder, attempts=attempt.attempts)
+    tell(attempt, lock_conflict, **taken.conflict(), on_conflict=policy, holder=holder, attempts=attempt.attempts)
     message = attempt.message
     if message and attempt.redelivered:
         drop_finished(attempt, message)
         _send_again(attempt, message, error, {DUPLICATE: True})
         raise Ignore  # the state of the task belongs to the delivery that runs
     if policy == "skip":
-        log.info("%s skipped: key %r is held%s", attempt, key, by)
+        log.info("%s skipped: key %s is held%s", attempt, shown(key), by)
         return attempt.options.skip_result
     if message is None:
         raise error
     raise _ending(attempt, message, error)
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Tell whether the holder will be read: in an error, a log, by a receiver or a monitor."""
+    raises = attempt.message is None or attempt.options.on_conflict != "retry" or _tried_enough(attempt)
+    return (
+        (raises and attempt.options.on_conflict != "skip")
+        or log.isEnabledFor(logging.INFO)
+        or lock_conflict.has_listeners(attempt.task)
+        or sends_events(attempt)
+    )
+
+
+def _tried_enough(attempt: Attempt) -> bool:
+    limit = attempt.options.retry_limit
+    return limit is not None and attempt.attempts >= limit
 
 
 def _ending(attempt: Attempt, message: Context, error: LockConflictError) -> Exception:
@@ -57,6 +112,8 @@ def _ending(attempt: Attempt, message: Context, error: LockConflictError) -> Exc
             return _revoked(attempt, message, error)
         case "reject":
             log.info("rejected: %s", error)
+            if not MARKS_REJECTED:
+                _mark(attempt, message, error, FAILURE)
             return Reject(error, requeue=False)
         case _:
             return error
@@ -75,10 +132,7 @@ def settle_error(attempt: Attempt, error: LockError) -> None:
 
 def _again(attempt: Attempt, message: Context, error: LockError) -> Exception:
     """Send a message again, unless that was done too often; return what says so to Celery."""
-    limit = attempt.options.retry_limit
-    if limit is not None and attempt.attempts >= limit:
-        return error
-    return _send_again(attempt, message, error, {})
+    return error if _tried_enough(attempt) else _send_again(attempt, message, error, {})
 
 
 def _send_again(attempt: Attempt, message: Context, error: LockError, headers: dict[str, Any]) -> Retry:
@@ -92,16 +146,20 @@ def _send_again(attempt: Attempt, message: Context, error: LockError, headers: d
 
 
 def _revoked(attempt: Attempt, message: Context, error: LockConflictError) -> Exception:
-    """Revoke a message, and what follows in its chain or chord: only a failure of the backend reaches those."""
     log.info("revoked: %s", error)
-    attempt.task.backend.mark_as_failure(
-        str(message.id),
-        TaskRevokedError(str(error)),
-        request=message,
-        store_result=not _without_result(attempt, message),
-        state=REVOKED,
-    )
+    _mark(attempt, message, TaskRevokedError(str(error)), REVOKED)
+    facts = {"terminated": False, "signum": None, "expired": False}
+    task_revoked.send(sender=attempt.task, request=message, **facts)
+    if sends_events(attempt) or attempt.task.app.conf.worker_send_task_events:
+        dispatch(attempt, message, "task-revoked", **facts)
     return Ignore(error)
+
+
+def _mark(attempt: Attempt, message: Context, error: Exception, state: str) -> None:
+    """End a task, and what follows in its chain or chord: only a failure of the backend reaches those."""
+    attempt.task.backend.mark_as_failure(
+        str(message.id), error, request=message, store_result=not _without_result(attempt, message), state=state
+    )
 
 
 def drop_finished(attempt: Attempt, message: Context, *, patience: float = 0) -> None:

@@ -19,12 +19,14 @@ from celery._state import (  # type: ignore[attr-defined]  # what shared_task is
 )
 from celery.local import Proxy
 
-from .current import holding
-from .guard import run_guarded
+from dlock_core.adapters import shown
+
+from .guard import holding, run_guarded
+from .options import NAMES
 from .task import SingleInstanceMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Sequence
 
     from celery import Celery
 
@@ -54,6 +56,7 @@ def single_instance(
     retry_jitter: bool | None = None,
     retry_limit: int | None = None,
     shared: bool | None = None,
+    fencing: bool | None = None,
     bind: str | None = None,
     skip_result: Any = None,
     direct_calls: DirectCalls | None = None,
@@ -76,6 +79,7 @@ def single_instance(
     retry_jitter: bool | None = None,
     retry_limit: int | None = None,
     shared: bool | None = None,
+    fencing: bool | None = None,
     bind: str | None = None,
     skip_result: Any = None,
     direct_calls: DirectCalls | None = None,
@@ -106,9 +110,10 @@ def single_instance(
         retry_backoff: Each further delay is so many times the last one.
         retry_max_delay: The longest delay.
         retry_jitter: Take half of each delay at random.
-        retry_limit: How often it is sent again before it fails with LockConflictError; without, for ever.
+        retry_limit: How often it is sent again before it fails with LockConflictError; without, there is no limit.
             The task's own retries and `max_retries` do not count here.
         shared: A reader's lock: readers run at the same time, but not beside the holder of an exclusive lock.
+        fencing: Give each run a number that grows, `current_lock().fencing_token`; costs a round trip.
         bind: The name of another database, of `dlock_binds`.
         skip_result: What a skipped task returns; a chain goes on with it.
         direct_calls: Whether `task(…)` takes the lock too ("lock"), or not ("bypass").
@@ -130,8 +135,10 @@ def single_instance(
 def _mark(function: Any, options: dict[str, Any]) -> Any:
     if isinstance(function, Proxy | Task):
         raise TypeError("@single_instance goes under @app.task or @shared_task, next to the function")
+    if hasattr(function, MARK):
+        raise TypeError("@single_instance twice over one function: a task has one lock; take the other in its body")
     if not callable(function):
-        raise TypeError(f"@single_instance decorates a function; give {function!r} by name, for example as key=")
+        raise TypeError(f"@single_instance decorates a function; give {shown(function)} by name, for example as key=")
 
     @functools.wraps(function)
     def body(*args: Any, **kwargs: Any) -> Any:
@@ -169,9 +176,17 @@ def _mark_of(task: Any) -> Any:
     return getattr(task.run, MARK, None)
 
 
-def _adopt(cls: type[Any]) -> None:
-    """Make the class of a marked function one of ours; what stands on the class itself goes before the decorator."""
-    options = getattr(cls.run, MARK, None)
+def _adopt(cls: type[Any], annotated: Collection[str] = ()) -> None:
+    """Make the class of a marked function, or of a task with options of ours, one of ours.
+
+    What stands on the class itself goes before the decorator.
+
+    Args:
+        cls: Of the task.
+        annotated: Names of attributes that the app's annotations will give it.
+    """
+    given = any(f"lock_{name}" in vars(cls) or f"lock_{name}" in annotated for name in NAMES)
+    options = getattr(cls.run, MARK, {} if given else None)
     if options is None:
         return
     for name, value in options.items():
@@ -182,17 +197,20 @@ def _adopt(cls: type[Any]) -> None:
 
 
 class _Adoption:
-    """Celery asks each annotation of an app about each task, just before the task is bound."""
+    """Celery asks the annotations of an app about each task, just before the task is bound: this one first."""
 
-    @staticmethod
-    def annotate(task: type[Any]) -> None:
-        _adopt(task)
+    def __init__(self, others: Sequence[Any]) -> None:
+        self._others = others
+
+    def annotate(self, task: type[Any]) -> None:
+        found = [one.annotate(task) for one in self._others]  # not what they say of "*": those are defaults
+        _adopt(task, {name for attributes in found for name in attributes or ()})
 
 
 @connect_on_app_finalize
 def _watch(app: Celery) -> None:
     """Adopt all marked tasks of an app: those that it has, and those to come."""
-    app.annotations = [_Adoption, *app.annotations]  # type: ignore[misc, list-item]
+    app.annotations = [_Adoption(app.annotations), *app.annotations]  # type: ignore[misc, list-item]
     for task in app.tasks.values():
         _adopt(type(task))
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import ImproperlyConfigured
 
-from dlock_core import KeyTemplate, LockKeyError
-
-from .encoding import key_part, key_text
+from dlock_core import LockKeyError
+from dlock_core.adapters import KeyTemplate, key_json, key_part, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,7 +62,7 @@ class KeyMaker:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if self._by_args:
-            return (self._name, *(f"{name}={key_text(value, name)}" for name, value in bound.arguments.items()))
+            return (self._name, *(f"{name}={key_json(value, name)}" for name, value in bound.arguments.items()))
         if self._template is None:
             return _returned(self._key, bound.arguments)
         return self._template.fill(bound.arguments, where=self._name)
@@ -72,23 +71,15 @@ class KeyMaker:
         """Return the key's template, after a look whether the task has the parameters that it names."""
         for part in self._key if isinstance(self._key, tuple) else (self._key,):
             if isinstance(part, bool) or not isinstance(part, str | bytes | int):
-                raise ImproperlyConfigured(f"key {part!r} is no str, bytes or int, nor a tuple of them, nor a callable")
-        try:
-            template = KeyTemplate(self._key, plain=_canonical)
-            if not all(gap.isidentifier() for gap in template.gaps):
                 raise ImproperlyConfigured(
-                    f"key {self._key!r}: only names of parameters may stand in braces; "
-                    "for more give a callable, key=lambda …"
+                    f"key {shown(part)} is no str, bytes or int, nor a tuple of them, nor a callable"
                 )
+        try:
+            template = KeyTemplate(self._key, names_only=True)
             template.check_names(self._signature.parameters, where="the task")
         except LockKeyError as error:
             raise ImproperlyConfigured(str(error)) from error
         return template
-
-
-def _canonical(name: str, value: Any) -> str:
-    part = key_part(value, name)
-    return f"0x{part.hex()}" if isinstance(part, bytes) else str(part)
 
 
 def _returned(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

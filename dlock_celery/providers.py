@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,20 +11,22 @@ from celery.exceptions import ImproperlyConfigured
 from sqlalchemy import Engine, create_engine, make_url
 
 from dlock_core import LockProvider
+from dlock_core.adapters import PROVIDER_OPTIONS, Registry, provider_options, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import ExitStack
 
     from celery import Celery
     from sqlalchemy import URL
 
-__all__ = ["DEFAULT_PREFIX", "DLock", "get_provider"]
+__all__ = ["SETTINGS", "DLock", "get_provider"]
 
-DEFAULT_PREFIX = "celery"
-HEARTBEAT = 30.0
+# What an app's settings can say about its databases, without `dlock_`.
+SETTINGS = ("url", "engine", "engine_options", "binds", *PROVIDER_OPTIONS)
 # Drivers that wait in C without letting other greenlets run.
 BLOCK_GEVENT = {"psycopg2": "psycopg (version 3)", "mysqldb": "PyMySQL"}
-_providers: WeakKeyDictionary[Celery, dict[str | None, LockProvider]] = WeakKeyDictionary()
+_providers: WeakKeyDictionary[Celery, Registry[str | None, LockProvider]] = WeakKeyDictionary()
 
 
 class DLock:
@@ -36,7 +39,7 @@ class DLock:
         engine_options: For `create_engine`, with a URL; setting `dlock_engine_options`.
         binds: More databases, by the names that tasks give as `bind`; setting `dlock_binds`.
         prefix: Goes before every key; setting `dlock_prefix`. The same key under the same prefix is the same lock
-            for everybody who uses that database, in Celery or not.
+            for every program on that database, in Celery or not.
     """
 
     def __init__(
@@ -69,12 +72,7 @@ def get_provider(app: Celery, bind: str | None = None) -> LockProvider:
     Raises:
         ImproperlyConfigured: No database is named, or its driver does not work with the worker's pool.
     """
-    known = _providers.setdefault(app, {})
-    if bind not in known:
-        provider = _make(app, _place(app, bind))
-        if known.setdefault(bind, provider) is not provider:
-            provider.close()  # another thread was faster
-    return known[bind]
+    return _providers.setdefault(app, Registry()).get(bind, partial(_make, app, bind))
 
 
 def _place(app: Celery, bind: str | None) -> str | URL | Engine:
@@ -84,24 +82,26 @@ def _place(app: Celery, bind: str | None) -> str | URL | Engine:
     else:
         binds: Mapping[str, str | URL | Engine] = app.conf.get("dlock_binds") or {}
         place = binds.get(bind)
-        missing = f"bind={bind!r} is not in dlock_binds: name its database there"
+        missing = f"bind={shown(bind)} is not in dlock_binds: name its database there"
     if not place:
         raise ImproperlyConfigured(missing)
     return place  # type: ignore[no-any-return]
 
 
-def _make(app: Celery, place: str | URL | Engine) -> LockProvider:
-    options = app.conf.get("dlock_engine_options")
-    if options and not isinstance(place, Engine):
-        place = create_engine(place, **options)
+def _make(app: Celery, bind: str | None, cleanup: ExitStack) -> LockProvider:
+    place, engine_options = _place(app, bind), app.conf.get("dlock_engine_options")
+    if engine_options and not isinstance(place, Engine):
+        place = create_engine(place, **engine_options)
+        cleanup.callback(place.dispose)
     _check_greenlets(place.dialect.driver if isinstance(place, Engine) else make_url(place).get_dialect().driver)
-    return LockProvider(
-        place,
-        prefix=app.conf.get("dlock_prefix", DEFAULT_PREFIX),
-        heartbeat=app.conf.get("dlock_heartbeat", HEARTBEAT),
-        lease=app.conf.get("dlock_lease"),
-        adapter="celery",
-    )
+    try:
+        options = provider_options(app.conf.get, "dlock_{}".format)
+    except ValueError as error:
+        raise ImproperlyConfigured(str(error)) from error
+    try:
+        return cleanup.enter_context(LockProvider(place, adapter="celery", **options))
+    except ValueError as error:  # which begins with the name of the option
+        raise ImproperlyConfigured(f"dlock_{error}") from error
 
 
 def _check_greenlets(driver: str) -> None:

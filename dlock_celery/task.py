@@ -37,6 +37,7 @@ class SingleInstanceMixin:
     lock_retry_jitter: ClassVar[bool | None] = None
     lock_retry_limit: ClassVar[int | None] = None
     lock_shared: ClassVar[bool | None] = None
+    lock_fencing: ClassVar[bool | None] = None
     lock_bind: ClassVar[str | None] = None
     lock_skip_result: ClassVar[Any] = None
     lock_direct_calls: ClassVar[DirectCalls | None] = None

@@ -16,7 +16,7 @@
     ├── StaleTokenError                                a fencing token older than one that has written
     └── UnsafeEnvironmentError                         a lock taken here would protect nothing
 
-Errors of SQLAlchemy that are not about the connection pass through unchanged.
+Errors of SQLAlchemy that a lock's own statement ends in, and that are not about the connection, pass through unchanged.
 """
 
 from __future__ import annotations
@@ -85,12 +85,7 @@ class LockTimeoutError(LockError, TimeoutError):
     waited: float | None
 
     def __init__(
-        self,
-        message: str,
-        *,
-        key: object = None,
-        timeout: float | None = None,
-        waited: float | None = None,
+        self, message: str, *, key: object = None, timeout: float | None = None, waited: float | None = None
     ) -> None:
         super().__init__(message, key=key)
         self.timeout = timeout
@@ -130,7 +125,7 @@ class UnsupportedError(LockError, NotImplementedError):
 
 
 class NotPermittedError(LockError, PermissionError):
-    """The database does not show all its locks to this user, or end a session for him; the message says what would.
+    """This user may not see all locks, or may not end a session; the message says what to change.
 
     Attributes:
         found: What it did show: a list of `LockInfo`.

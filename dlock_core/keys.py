@@ -11,22 +11,32 @@ two different keys can run together ("app" + "1:x" and "app1" + ":x").
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
+from contextlib import suppress
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import LockKeyError, LockKeyRangeError, LockKeyTypeError, shown
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "Key",
+    "Scalar",
     "check_key",
     "check_prefix",
+    "dump_key",
     "file_name",
     "int64",
     "label",
+    "load_key",
     "mssql_name",
     "mysql_name",
     "oracle_id",
+    "readings",
 ]
 
 Scalar: TypeAlias = str | bytes | int
@@ -43,6 +53,11 @@ _HINT = "give a str, bytes, int, or a tuple of them"
 _MYSQL_VERBATIM = re.compile(r"[ -@\[-`{-}a-z]*[!-@\[-`{-}a-z]")
 # Without control characters: T-SQL reads a backslash before a line's end, in a literal, as neither of the two.
 _MSSQL_VERBATIM = re.compile(r"[^\x00-\x1f\x7f]+")
+# The form that a hashed name has: a verbatim key may have it on purpose.
+_MSSQL_DIGEST = re.compile(r"[0-9a-f]{8}\|.*\|[0-9a-f]{24}")
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+# How many parts a label may have that is read in every way.
+READ_PARTS = 6
 _NOT_READABLE = re.compile(r"[^a-z0-9._:/@-]+")
 
 
@@ -103,13 +118,9 @@ def check_prefix(prefix: object) -> str:
 
 def int64(prefix: str, key: Key) -> int:
     """Map to PostgreSQL's signed 64 bits."""
-    if prefix or isinstance(key, tuple):
-        digest = _digest(prefix, key, 8)
-    elif isinstance(key, int):
+    if isinstance(key, int) and not prefix:
         return key
-    else:
-        digest = blake2b(_raw(key), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    return int.from_bytes(_short_digest(prefix, key), "little", signed=True)
 
 
 def mysql_name(prefix: str, key: Key) -> str:
@@ -126,51 +137,88 @@ def mysql_name(prefix: str, key: Key) -> str:
 def mssql_name(prefix: str, key: Key) -> str:
     """Map to a name of at most 255 bytes; its first 32 characters, which SQL Server's views show, differ."""
     if not prefix and not isinstance(key, tuple):
-        text = _utf8(_raw(key))
-        if text is not None and len(text.encode()) <= MSSQL_MAX and _MSSQL_VERBATIM.fullmatch(text):
-            return text
+        with suppress(UnicodeDecodeError):
+            text = (raw := _raw(key)).decode()
+            if len(raw) <= MSSQL_MAX and _MSSQL_VERBATIM.fullmatch(text) and not _MSSQL_DIGEST.fullmatch(text):
+                return text
     digest = _digest(prefix, key, 16).hex()
     readable = _NOT_READABLE.sub("-", label(prefix, key).lower())
     return f"{digest[:8]}|{readable[: MSSQL_MAX - len(digest) - 2]}|{digest[8:]}"
 
 
-def _utf8(raw: bytes) -> str | None:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return None
-
-
 def oracle_id(prefix: str, key: Key) -> int:
     """Map to a user lock's number in Oracle, of 30 bits; ints beyond wrap around, as in sqlalchemy-dlock."""
-    if prefix or isinstance(key, tuple):
-        digest = _digest(prefix, key, 8)
-    elif isinstance(key, int):
+    if isinstance(key, int) and not prefix:
         return key % ORACLE_IDS
-    else:
-        digest = blake2b(_raw(key), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % ORACLE_IDS
+    return int.from_bytes(_short_digest(prefix, key), "little") % ORACLE_IDS
 
 
 def file_name(prefix: str, key: Key) -> str:
-    """Map to the name of SQLite's side file: only the hash, never the key."""
+    """Map to the name of SQLite's lock file: only the hash, never the key."""
     return _digest(prefix, key, 16).hex()
 
 
 def label(prefix: str, key: Key) -> str:
     """Return the readable form for people: logs and the server's views; no control characters."""
     parts = [prefix] if prefix else []
-    parts += [_text(part) for part in (key if isinstance(key, tuple) else (key,))]
+    parts += [_name_part(part) for part in (key if isinstance(key, tuple) else (key,))]
     text = ":".join(parts)
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _text(part: Scalar) -> str:
+def dump_key(prefix: str, key: Key) -> str:
+    """Write a key with its prefix as ASCII, to be read by `load_key`."""
+    return json.dumps([prefix, key], default=lambda part: {"bytes": part.hex()})
+
+
+def load_key(text: str) -> tuple[str, Key]:
+    """Read what `dump_key` wrote.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    match json.loads(text, object_hook=lambda part: bytes.fromhex(str(part.get("bytes")))):
+        case [str(prefix), list(parts)]:
+            return prefix, check_key(tuple(parts))
+        case [str(prefix), key]:
+            return prefix, check_key(key)
+        case _:
+            raise ValueError(f"{text!r} is no key with its prefix")
+
+
+def readings(text: str) -> Iterator[tuple[str, Key]]:
+    """Find the keys, each with its prefix, whose label this may be; which of them it is, the server's name tells."""
+    parts = text.split(":")
+    separators = (":", "") if len(parts) <= READ_PARTS else (":",)
+    for between in itertools.product(separators, repeat=len(parts) - 1):
+        grouped = [parts[0]]
+        for separator, part in zip(between, parts[1:], strict=True):
+            if separator:
+                grouped[-1] += separator + part
+            else:
+                grouped.append(part)
+        kinds: list[tuple[Scalar, ...]] = [
+            (part, int(part)) if _NUMBER.fullmatch(part) else (part,) for part in grouped
+        ]
+        for prefix, choices in (("", kinds), (grouped[0], kinds[1:])):
+            for key in itertools.product(*choices) if choices else ():
+                yield prefix, key
+                if len(key) == 1:
+                    yield prefix, key[0]
+
+
+def _name_part(part: Scalar) -> str:
     return part.decode("utf-8", "backslashreplace") if isinstance(part, bytes) else str(part)
 
 
 def _raw(part: Scalar) -> bytes:
     return part if isinstance(part, bytes) else str(part).encode()
+
+
+def _short_digest(prefix: str, key: Key) -> bytes:
+    if prefix or isinstance(key, tuple):
+        return _digest(prefix, key, 8)
+    return blake2b(_raw(key), digest_size=8).digest()
 
 
 def _digest(prefix: str, key: Key, size: int) -> bytes:

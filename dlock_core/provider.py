@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 from sqlalchemy.util import greenlet_spawn
 
-from .aio import AsyncLock
-from .checks import check
-from .contexts import BLOCKING, GREENLET, Threaded
-from .decorator import guarded
-from .engines import async_engine_of, engine_of
-from .inspection import Inspector
-from .lock import Lock
-from .manager import Manager
-from .options import checked
-from .timeouts import parse_timeout
-from .urls import shown_url
+from .coordination.contexts import BLOCKING, GREENLET
+from .coordination.coordinator import Coordinator
+from .coordination.main_thread import to_its_end
+from .coordination.options import checked
+from .dialects.failures import shown_url
+from .errors import UnsupportedError, shown
+from .inspection import CHECK_SECONDS, Inspector
+from .lock import AsyncLock, Lock
+from .sessions.engines import async_engine_of, engine_of
+from .sessions.timeouts import parse_timeout
+from .templates import key_maker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,15 +31,17 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from .checks import Finding
-    from .events import LockEvent
-    from .inspection import LockInfo
-    from .options import Options
+    from .coordination.events import LockEvent
+    from .coordination.options import Options
+    from .inspection import Finding, LockInfo
     from .templates import KeySource
 
-__all__ = ["AsyncLockProvider", "LockProvider"]
+__all__ = ["AsyncLockProvider", "LockProvider", "OnConflict", "refuse_generator"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
+OnConflict: TypeAlias = Literal["raise", "skip"]
+"""What the call of a decorated function does when its lock is not free in time."""
+log = logging.getLogger("dlock")
 
 
 class _BaseProvider:
@@ -43,11 +49,11 @@ class _BaseProvider:
 
     def __init__(self, engine: Engine, *, owns_engine: bool, options: Options) -> None:
         self._owns_engine = owns_engine
-        self._manager = Manager(engine, options)
-        self._inspector = Inspector(self._manager)
+        self._coordinator = Coordinator(engine, options)
+        self._inspector = Inspector(self._coordinator)
 
     def listen(self, listener: Callable[[LockEvent], object]) -> Callable[[], None]:
-        """Tell a listener of every attempt, acquisition, release and loss of this provider's locks in this process.
+        """Call a listener with every attempt, acquisition, release and loss of this provider's locks in this process.
 
         It is called in the thread or task where that happens, and must be quick; its errors are logged.
 
@@ -55,13 +61,13 @@ class _BaseProvider:
             listener: Called with each event.
 
         Returns:
-            What ends it when called.
+            A function that removes the listener.
         """
-        return self._manager.listeners.add(listener)
+        return self._coordinator.listeners.add(listener)
 
     def __repr__(self) -> str:
-        url = shown_url(self._manager.engine.url)
-        return f"<{type(self).__name__} {url}, prefix={self._manager.options.prefix!r}>"
+        url = shown_url(self._coordinator.engine.url)
+        return f"<{type(self).__name__} {url}, prefix={self._coordinator.options.prefix!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a lock provider cannot be pickled: make it at import, and each process makes its own")
@@ -81,16 +87,16 @@ class LockProvider(_BaseProvider):
         max_sessions: How many server sessions the threads of this process, and each of its event loops, may
             have at most. All held locks need one, each wait for a key that another process holds needs
             one more; beyond the limit such waits poll. No limit without `share_sessions`.
-        on_lost: Called, in a helper thread, with each lock object whose lock was lost.
+        on_lost: Called, in a helper thread, with each lock object whose lock was lost, one after the other.
         share_sessions: Hold all locks on one session. Without, each thread or task has one of its own for
             all its locks and waits, so that the server sees deadlocks across processes.
         show_keys: Show readable keys in the database's own views of its sessions.
-        unsafe_ok: Do not refuse a server on which a lock may protect nothing, with UnsafeEnvironmentError.
-        adapter: What sessions call themselves there, for whoever inspects: a short word such as "celery".
+        allow_unsafe: Accept a server on which a lock may protect nothing, without UnsafeEnvironmentError.
+        adapter: What its sessions are called in those views: a short word such as "celery".
 
     Raises:
         UnsupportedError: The database has no locks for us, or no lease; its driver is async or not installed.
-        ValueError: The URL is none, max_sessions is below 2, or heartbeat or lease below 1 s.
+        ValueError: Not a valid database URL, max_sessions below 2, or heartbeat or lease below 1 s.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class LockProvider(_BaseProvider):
         share_sessions: bool = True,
         on_lost: Callable[[Lock | AsyncLock], object] | None = None,
         show_keys: bool = True,
-        unsafe_ok: bool = False,
+        allow_unsafe: bool = False,
         adapter: str = "",
     ) -> None:
         engine = engine_of(engine_or_url)
@@ -116,7 +122,7 @@ class LockProvider(_BaseProvider):
             share_sessions=share_sessions,
             on_lost=on_lost,
             show_keys=show_keys,
-            unsafe_ok=unsafe_ok,
+            allow_unsafe=allow_unsafe,
             adapter=adapter,
         )
         super().__init__(engine, owns_engine=engine is not engine_or_url, options=options)
@@ -134,8 +140,8 @@ class LockProvider(_BaseProvider):
 
         Args:
             key: str, bytes, int, or a tuple of them.
-            timeout: Seconds that `with` and `acquire` wait; None is for ever, 0 one try.
-            shared: Share it with others who ask for it shared (readers); exclusive otherwise.
+            timeout: Seconds that `with` and `acquire` wait; None is without limit, 0 one try.
+            shared: Share it with others that ask for it shared (readers); exclusive otherwise.
             fencing: Give each grant a number that grows, `fencing_token`; costs a round trip.
             on_lost: Called, in a helper thread, with the lock object when its lock was lost.
 
@@ -144,8 +150,8 @@ class LockProvider(_BaseProvider):
             UnsupportedError: The database has no shared locks, or no fencing tokens; a shared lock has none anywhere.
             ValueError: The timeout is negative or not a number.
         """
-        request = self._manager.request(key, shared=shared, fencing=fencing)
-        return Lock(self._manager, request, parse_timeout(timeout), on_lost)
+        request = self._coordinator.request(key, shared=shared, fencing=fencing)
+        return Lock(self._coordinator, request, parse_timeout(timeout), on_lost)
 
     def alock(
         self,
@@ -167,44 +173,42 @@ class LockProvider(_BaseProvider):
             on_lost: Called when the lock was lost.
             cancel_on_lost: Cancel the body of `async with` when the lock is lost; it raises LockLostError then.
         """
-        request = self._manager.request(key, shared=shared, fencing=fencing)
-        return AsyncLock(
-            self._manager,
-            request,
-            parse_timeout(timeout),
-            lambda: Threaded(self._manager.workers),
-            on_lost,
-            cancel_on_lost=cancel_on_lost,
-        )
+        request = self._coordinator.request(key, shared=shared, fencing=fencing)
+        return AsyncLock(self._coordinator, request, parse_timeout(timeout), on_lost, cancel_on_lost=cancel_on_lost)
 
     def held_locks(self) -> list[Lock | AsyncLock]:
         """Return the locks of this provider that this process holds now."""
-        return self._manager.held_locks()
+        return self._coordinator.held_locks()
 
-    def locked(self, key: KeySource, *, timeout: float | None = None, shared: bool = False) -> Callable[[F], F]:
+    def locked(
+        self, key: KeySource, *, timeout: float | None = None, shared: bool = False, on_conflict: OnConflict = "raise"
+    ) -> Callable[[F], F]:
         """Decorate a function: each call runs under a fresh lock.
 
         Args:
             key: As for `lock`; in text, `{name}` stands for the function's argument of that name.
                 Or a callable that gets the function's arguments and returns the key.
-            timeout: Seconds; None is for ever, 0 one try.
+            timeout: Seconds; None is without limit, 0 one try.
             shared: As for `lock`.
+            on_conflict: What a call does when the lock is not free in time: "raise" LockTimeoutError, or "skip":
+                return None without running, and say so in the log.
 
         Raises:
             LockTimeoutError: From the decorated function, when the lock is not free in time.
             LockKeyError: The function has no such argument.
             UnsupportedError: The function is a generator, or the database has no shared locks.
+            ValueError: The timeout is negative or not a number, or there is no such on_conflict.
         """
-        self._manager.check_shared(key, shared=shared)
-        return guarded(key, parse_timeout(timeout), shared, lock=self.lock, alock=self.alock)
+        self._coordinator.check_shared(key, shared=shared)
+        return _locked(key, parse_timeout(timeout), shared, on_conflict, lock=self.lock, alock=self.alock)
 
     def inspect(self, key: object | None = None) -> list[LockInfo]:
-        """Ask the database who holds locks, and who waits for them.
+        """Ask the database which sessions hold locks, and which wait for them.
 
         It asks on a connection of its own, which works while all locks are held, and for ten seconds at most.
 
         Args:
-            key: Only this key; None is for all locks there, other applications' too.
+            key: Only this key; None is all locks there, those of other applications too.
 
         Raises:
             NotPermittedError: The database does not show all of it to this user, or is not set up to; the
@@ -214,7 +218,7 @@ class LockProvider(_BaseProvider):
         return self._inspector.within_limit(lambda: self._inspector.inspect(key))
 
     def terminate(self, info: LockInfo, *, whole_session: bool = False) -> bool:
-        """End the session of a holder, and so free its locks; its process learns that it lost them.
+        """End the session of a holder, which frees its locks; its process learns that it lost them.
 
         Args:
             info: What `inspect` returned.
@@ -231,26 +235,19 @@ class LockProvider(_BaseProvider):
         end = partial(self._inspector.terminate, info, BLOCKING, whole_session=whole_session)
         return self._inspector.within_limit(end)
 
-    def remember(self, key: object) -> None:
-        """Write a key into the table `dlock_names`, so that `inspect` can name its lock on PostgreSQL.
-
-        `dlock init` makes the table, or your migrations, with `name_table`.
-        """
-        self._inspector.within_limit(lambda: self._inspector.remember(key))
-
     def check(self) -> list[Finding]:
         """Look for what makes locks unsafe or slow here: poolers, replicas, missing rights, limits, latency.
 
         Returns:
             What was found, and what is in order.
         """
-        return self._inspector.within_limit(lambda: check(self._manager, self._inspector, BLOCKING))
+        return self._inspector.within_limit(lambda: self._inspector.check(BLOCKING), CHECK_SECONDS)
 
     def close(self) -> None:
-        """End all sessions of this provider, and with them its locks."""
-        self._manager.close()
+        """End all sessions of this provider, and with them its locks; a later `acquire` is LockStateError."""
+        to_its_end(self._coordinator.workers, self._coordinator.close)
         if self._owns_engine:
-            self._manager.engine.dispose()
+            self._coordinator.engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -278,7 +275,7 @@ class AsyncLockProvider(_BaseProvider):
         share_sessions: bool = True,
         on_lost: Callable[[AsyncLock], object] | None = None,
         show_keys: bool = True,
-        unsafe_ok: bool = False,
+        allow_unsafe: bool = False,
         adapter: str = "",
     ) -> None:
         self._engine = async_engine_of(engine_or_url)
@@ -290,7 +287,7 @@ class AsyncLockProvider(_BaseProvider):
             share_sessions=share_sessions,
             on_lost=on_lost,
             show_keys=show_keys,
-            unsafe_ok=unsafe_ok,
+            allow_unsafe=allow_unsafe,
             adapter=adapter,
         )
         super().__init__(self._engine.sync_engine, owns_engine=self._engine is not engine_or_url, options=options)
@@ -306,27 +303,22 @@ class AsyncLockProvider(_BaseProvider):
         cancel_on_lost: bool = False,
     ) -> AsyncLock:
         """Make a lock for one use; see `LockProvider.lock` and, for cancel_on_lost, `LockProvider.alock`."""
-        request = self._manager.request(key, shared=shared, fencing=fencing)
-        return AsyncLock(
-            self._manager,
-            request,
-            parse_timeout(timeout),
-            lambda: GREENLET,
-            on_lost,
-            cancel_on_lost=cancel_on_lost,
-        )
+        request = self._coordinator.request(key, shared=shared, fencing=fencing)
+        return AsyncLock(self._coordinator, request, parse_timeout(timeout), on_lost, cancel_on_lost=cancel_on_lost)
 
     def held_locks(self) -> list[AsyncLock]:
         """Return the locks of this provider that this process holds now."""
-        return self._manager.held_locks()
+        return self._coordinator.held_locks()
 
-    def locked(self, key: KeySource, *, timeout: float | None = None, shared: bool = False) -> Callable[[F], F]:
+    def locked(
+        self, key: KeySource, *, timeout: float | None = None, shared: bool = False, on_conflict: OnConflict = "raise"
+    ) -> Callable[[F], F]:
         """Decorate an async function: each call runs under a fresh lock; see `LockProvider.locked`."""
-        self._manager.check_shared(key, shared=shared)
-        return guarded(key, parse_timeout(timeout), shared, lock=None, alock=self.lock)
+        self._coordinator.check_shared(key, shared=shared)
+        return _locked(key, parse_timeout(timeout), shared, on_conflict, lock=None, alock=self.lock)
 
     async def inspect(self, key: object | None = None) -> list[LockInfo]:
-        """Ask the database who holds locks; see `LockProvider.inspect`."""
+        """Ask the database which sessions hold locks; see `LockProvider.inspect`."""
         return await self._inspector.awaited(lambda: self._inspector.inspect(key))
 
     async def terminate(self, info: LockInfo, *, whole_session: bool = False) -> bool:
@@ -334,17 +326,13 @@ class AsyncLockProvider(_BaseProvider):
         end = partial(self._inspector.terminate, info, GREENLET, whole_session=whole_session)
         return await self._inspector.awaited(end)
 
-    async def remember(self, key: object) -> None:
-        """Write a key into the table `dlock_names`; see `LockProvider.remember`."""
-        await self._inspector.awaited(lambda: self._inspector.remember(key))
-
     async def check(self) -> list[Finding]:
         """Look for what makes locks unsafe or slow here; see `LockProvider.check`."""
-        return await self._inspector.awaited(lambda: check(self._manager, self._inspector, GREENLET))
+        return await self._inspector.awaited(lambda: self._inspector.check(GREENLET), CHECK_SECONDS)
 
     async def close(self) -> None:
         """End all sessions of this provider, and with them its locks."""
-        await greenlet_spawn(self._manager.close)
+        await greenlet_spawn(self._coordinator.close)
         if self._owns_engine:
             await self._engine.dispose()
 
@@ -355,3 +343,77 @@ class AsyncLockProvider(_BaseProvider):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _locked(
+    key: KeySource,
+    timeout: float | None,
+    shared: bool,
+    on_conflict: OnConflict,
+    *,
+    lock: Callable[..., Lock] | None,
+    alock: Callable[..., AsyncLock],
+) -> Callable[[F], F]:
+    """Return the decorator."""
+    if on_conflict not in ("raise", "skip"):
+        raise ValueError(f"on_conflict={shown(on_conflict)}: give 'raise' or 'skip'")
+
+    def decorate(function: F) -> F:
+        refuse_generator(function)
+        make_key = key_maker(key, function)
+        if inspect.iscoroutinefunction(function):
+            return _guard_async(function, make_key, partial(alock, timeout=timeout, shared=shared), on_conflict)
+        if lock is None:
+            raise UnsupportedError(f"{function.__qualname__} is not async: use LockProvider for it")
+        return _guard(function, make_key, partial(lock, timeout=timeout, shared=shared), on_conflict)
+
+    return decorate
+
+
+def refuse_generator(function: Callable[..., Any]) -> None:
+    """Refuse a function whose body runs only after its call has returned.
+
+    Raises:
+        UnsupportedError: It is a generator.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise UnsupportedError(
+            f"{function.__qualname__} is a generator: the lock would be released before its body runs; "
+            "take the lock inside it"
+        )
+
+
+def _guard(function: F, make_key: Callable[..., Any], lock: Callable[[Any], Lock], on_conflict: OnConflict) -> F:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        held = lock(make_key(*args, **kwargs))
+        if on_conflict == "raise":
+            with held:
+                return function(*args, **kwargs)
+        with ExitStack() as stack:
+            stack.push(held)  # before the acquisition, so that no signal comes between
+            if held.acquire():
+                return function(*args, **kwargs)
+        log.info("key %s: held elsewhere; %s skipped", shown(held.key), function.__qualname__)
+        return None
+
+    return run  # type: ignore[return-value]
+
+
+def _guard_async(
+    function: F, make_key: Callable[..., Any], lock: Callable[[Any], AsyncLock], on_conflict: OnConflict
+) -> F:
+    @functools.wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        held = lock(make_key(*args, **kwargs))
+        if on_conflict == "raise":
+            async with held:
+                return await function(*args, **kwargs)
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(held)
+            if await held.acquire():
+                return await function(*args, **kwargs)
+        log.info("key %s: held elsewhere; %s skipped", shown(held.key), function.__qualname__)
+        return None
+
+    return run  # type: ignore[return-value]

@@ -1,11 +1,12 @@
-"""The admin's page "Locks": who holds and who waits on each database, and an end to a holder's session.
+"""The admin's page "Locks": holders and waiters on each database, and a button that ends a holder's session.
 
-A key is never part of an address: who terminates posts it.
+A key is never part of an address: it is posted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django import forms
 from django.contrib import admin, messages
@@ -15,6 +16,7 @@ from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.decorators import method_decorator
+from django.utils.timesince import timesince
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,19 +25,92 @@ from dlock_core import LockError, LockStateError, NotPermittedError
 
 from .models import Lock
 from .providers import provider
-from .sights import all_databases, look, name_of, others_of
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
     from django.urls import URLPattern
 
-    from dlock_core import LockInfo
+    from dlock_core import LockInfo, LockWaiter
 
     ModelAdmin = admin.ModelAdmin[Lock]
 else:
     ModelAdmin = admin.ModelAdmin
 
 __all__ = ["LockAdmin"]
+
+MINUTE = 60
+
+
+class Line(NamedTuple):
+    """One holder or waiter."""
+
+    session: LockInfo | LockWaiter
+    name: str
+    holds: bool
+    age: str
+
+
+class Database(NamedTuple):
+    """What one database shows, and why that is not all; '' when it is."""
+
+    alias: str
+    found: list[LockInfo]
+    missing: str
+
+    @property
+    def lines(self) -> list[Line]:
+        """Return each holder, followed by its waiters."""
+        return [
+            line
+            for info in self.found
+            for line in (
+                Line(info, name_of(info), holds=True, age=_age_of(info)),
+                *(Line(waiter, "", holds=False, age=_age(waiter.since)) for waiter in info.waiters),
+            )
+        ]
+
+    def holder(self, lock: str, session: str) -> LockInfo | None:
+        """Return the holder of a lock in a session, both in the database's own names; None when it is gone."""
+        return next((one for one in self.found if (str(one.actual_key), str(one.session)) == (lock, session)), None)
+
+
+def all_databases() -> list[Database]:
+    """Ask every database of DATABASES."""
+    return [look(alias) for alias in connections]
+
+
+def look(alias: str) -> Database:
+    """Ask one database; what it does not tell, and why, is an answer too."""
+    try:
+        with provider(alias) as locks:
+            return Database(alias, locks.inspect(), "")
+    except NotPermittedError as error:
+        return Database(alias, list(error.found), f"Not permitted: {error}")
+    except (LockError, SQLAlchemyError) as error:
+        return Database(alias, [], str(error))
+
+
+def name_of(info: LockInfo) -> str:
+    """Return the key, or what the database calls the lock."""
+    return info.key or f"{info.actual_key} (unnamed)"
+
+
+def others_of(info: LockInfo, found: list[LockInfo]) -> list[str]:
+    """Return the names of the locks that would end with one."""
+    return [name_of(one) for one in found if one.session == info.session and one.actual_key != info.actual_key]
+
+
+def _age_of(info: LockInfo) -> str:
+    if info.since is None and info.session_since is not None:
+        return f"at most {_age(info.session_since)}"
+    return _age(info.since)
+
+
+def _age(since: datetime | None) -> str:
+    if since is None:
+        return "?"
+    seconds = max(0, round((datetime.now(UTC) - since).total_seconds()))
+    return f"{seconds} s" if seconds < 2 * MINUTE else timesince(since)
 
 
 class _Wish(forms.Form):
@@ -50,7 +125,7 @@ class _Wish(forms.Form):
 
 @admin.register(Lock)
 class LockAdmin(ModelAdmin):
-    """Show locks to who may `dlock.view_lock`, and end them for who may `dlock.terminate_lock` too.
+    """Show locks to users with `dlock.view_lock`, and let those with `dlock.terminate_lock` too end them.
 
     On an admin site of your own: `site.register(Lock, LockAdmin)`.
     """
@@ -60,7 +135,7 @@ class LockAdmin(ModelAdmin):
         return {"add": False, "change": False, "delete": False, "view": self.has_view_permission(request)}
 
     def has_terminate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether somebody may end a session that holds a lock."""
+        """Tell whether the user may end a session that holds a lock."""
         user: Any = request.user
         return self.has_view_permission(request) and bool(user.has_perm("dlock.terminate_lock"))
 
@@ -74,7 +149,7 @@ class LockAdmin(ModelAdmin):
 
     @method_decorator(never_cache)
     def list_view(self, request: HttpRequest) -> HttpResponse:
-        """Show who holds and who waits."""
+        """Show holders and waiters."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         may_terminate = self.has_terminate_permission(request)
@@ -87,12 +162,14 @@ class LockAdmin(ModelAdmin):
             raise PermissionDenied
         wish = _Wish(request.POST)
         if not wish.is_valid():
-            return self._back(request, messages.ERROR, "Nobody is named whose lock is to end.")
+            return self._back(request, messages.ERROR, "No lock was selected.")
         wished = wish.cleaned_data
         database = look(wished["database"])
         info = database.holder(wished["lock"], wished["session"])
         if info is None:
-            return self._back(request, messages.WARNING, database.missing or "Session has let go of the lock already.")
+            return self._back(
+                request, messages.WARNING, database.missing or "The session has released the lock already."
+            )
         refusal = ""
         if wished["confirmed"]:
             try:
@@ -115,9 +192,9 @@ class LockAdmin(ModelAdmin):
         except (LockError, SQLAlchemyError) as error:
             return self._back(request, messages.ERROR, str(error))
         if not ended:
-            return self._back(request, messages.WARNING, f"{info.party} has let go of {name_of(info)} already.")
-        self.log_change(request, Lock(key=name_of(info)), f"Terminated on {wished['database']}: {info.party}")
-        return self._back(request, messages.SUCCESS, f"Terminated {info.party}, who held {name_of(info)}.")
+            return self._back(request, messages.WARNING, f"{info.describe()} has released {name_of(info)} already.")
+        self.log_change(request, Lock(key=name_of(info)), f"Terminated on {wished['database']}: {info.describe()}")
+        return self._back(request, messages.SUCCESS, f"Terminated {info.describe()}, which held {name_of(info)}.")
 
     def _back(self, request: HttpRequest, level: int, text: str) -> HttpResponse:
         self.message_user(request, text, level)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,9 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from dlock_core import LockError, UnsupportedError
+from dlock_core.adapters import PROVIDER_OPTIONS, shown, unknown_setting, wrong_options
 
-from .conf import DEFAULTS, setting
+from .conf import DEFAULTS, setting, spelled
 from .providers import make_provider
 
 if TYPE_CHECKING:
@@ -33,22 +33,16 @@ def _is_count(value: Any, least: int, most: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_seconds(value: Any, least: float = 0) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < math.inf
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-# What a setting must be, and how to say it.
+# What a setting of ours must be; the options of providers are checked by the core.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "DLOCK_PREFIX": (lambda value: isinstance(value, str), "text"),
-    "DLOCK_TIMEOUT": (lambda value: value is None or _is_seconds(value), "seconds from 0, or None for ever"),
+    "DLOCK_TIMEOUT": (lambda value: value is None or _is_seconds(value), "seconds from 0, or None for no limit"),
     "DLOCK_CONFLICT_EXIT_CODE": (lambda value: _is_count(value, 0, 255), "a number from 0 to 255"),
     "DLOCK_CONFLICT_STATUS": (lambda value: _is_count(value, 400, 599), "an HTTP status from 400 to 599"),
     "DLOCK_RETRY_AFTER": (lambda value: value is None or _is_count(value, 0), "whole seconds, or None"),
-    "DLOCK_HEARTBEAT": (lambda value: value is None or _is_seconds(value, 1), "seconds from 1, or None for never"),
-    "DLOCK_LEASE": (lambda value: value is None or _is_seconds(value, 1), "seconds from 1, or None"),
-    "DLOCK_MAX_SESSIONS": (lambda value: _is_count(value, 2), "a number from 2"),
-    "DLOCK_SHOW_KEYS": (lambda value: isinstance(value, bool), "True or False"),
-    "DLOCK_UNSAFE_OK": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 
@@ -59,17 +53,20 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def _wrong_values() -> Iterator[CheckMessage]:
-    for name, (fits, wanted) in RULES.items():
-        if not fits(setting(name)):
-            yield Error(f"{name} = {setting(name)!r} is not {wanted}.", hint="Correct it.", id="dlock.E003")
+    complaints = [
+        f"{name}={shown(setting(name))}: give {wanted}"
+        for name, (fits, wanted) in RULES.items()
+        if not fits(setting(name))
+    ]
+    options = {name: setting(spelled(name)) for name in PROVIDER_OPTIONS}
+    for complaint in (*complaints, *wrong_options(options, spelled)):
+        yield Error(f"{complaint}.", id="dlock.E003")
 
 
 def _unknown_names() -> Iterator[CheckMessage]:
     for name in dir(settings):
         if name.startswith("DLOCK_") and name not in DEFAULTS:
-            near = difflib.get_close_matches(name, DEFAULTS, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(DEFAULTS)}."
-            yield Warning(f"There is no setting {name}.", hint=hint, id="dlock.W005")
+            yield Error(unknown_setting(name, DEFAULTS), hint="Correct it, or remove it.", id="dlock.E005")
 
 
 def _wrong_factory() -> Iterator[CheckMessage]:
@@ -92,12 +89,16 @@ def _wrong_database() -> Iterator[CheckMessage]:
             id="dlock.E001",
         )
         return
+    if any(_wrong_values()):
+        return
     try:
         make_provider(alias).close()
     except (UnsupportedError, TypeError) as error:
         yield Error(str(error), id="dlock.E002")
-    except (ImportError, ValueError):
-        return  # E004 or E003 says it
+    except ImportError:
+        return  # E004 says it
+    except ValueError as error:  # two that do not go together
+        yield Error(str(error), hint="Change one of the two.", id="dlock.E003")
 
 
 @register(TAG, deploy=True)

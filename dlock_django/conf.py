@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 
-__all__ = ["DEFAULTS", "UNSET", "ProviderOptions", "Unset", "alias_of", "provider_options", "setting", "timeout_of"]
+from dlock_core.adapters import EX_TEMPFAIL, PROVIDER_OPTIONS, UNSET, Unset, provider_options
 
-
-class _Unset(Enum):
-    UNSET = "what the settings say"
-
-    def __repr__(self) -> str:
-        return "<what the settings say>"
-
-
-UNSET: Final = _Unset.UNSET
-Unset: TypeAlias = Literal[_Unset.UNSET]
+__all__ = ["DEFAULTS", "alias_of", "options_of_providers", "setting", "spelled", "timeout_of"]
 
 DEFAULTS: dict[str, Any] = {
     "DLOCK_DATABASE": DEFAULT_DB_ALIAS,
-    "DLOCK_PREFIX": "",
     "DLOCK_TIMEOUT": 0,
-    "DLOCK_CONFLICT_EXIT_CODE": 75,  # EX_TEMPFAIL of sysexits.h
+    "DLOCK_CONFLICT_EXIT_CODE": EX_TEMPFAIL,
     "DLOCK_CONFLICT_STATUS": 409,
     "DLOCK_RETRY_AFTER": 1,
     "DLOCK_ENGINE_FACTORY": None,
-    "DLOCK_HEARTBEAT": 30.0,
-    "DLOCK_LEASE": None,
-    "DLOCK_MAX_SESSIONS": 8,
-    "DLOCK_SHOW_KEYS": True,
-    "DLOCK_UNSAFE_OK": False,
+    **{f"DLOCK_{name.upper()}": default for name, default in PROVIDER_OPTIONS.items()},
 }
 
 
-class ProviderOptions(NamedTuple):
-    """What a lock provider is made with."""
-
-    prefix: str
-    heartbeat: float | None
-    lease: float | None
-    max_sessions: int
-    show_keys: bool
-    unsafe_ok: bool
+def spelled(option: str) -> str:
+    """Return the name of the setting for an option of providers."""
+    return f"DLOCK_{option.upper()}"
 
 
 def setting(name: str) -> Any:
@@ -65,6 +44,10 @@ def timeout_of(timeout: float | Unset | None) -> float | None:
     return seconds
 
 
-def provider_options() -> ProviderOptions:
-    """Return what the settings say about lock providers."""
-    return ProviderOptions(*(setting(f"DLOCK_{field.upper()}") for field in ProviderOptions._fields))
+def options_of_providers() -> dict[str, Any]:
+    """Return what the settings say about lock providers.
+
+    Raises:
+        ValueError: An option cannot be what it is.
+    """
+    return provider_options(lambda name, _default: setting(name), spelled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,17 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import connections
 from django.utils.asyncio import async_unsafe
 
-from dlock_core import AsyncLock, Lock, LockStateError, LockTimeoutError
+from dlock_core import AsyncLock, Lock, LockLostError, LockStateError, LockTimeoutError
+from dlock_core.adapters import UNSET, Acquisition, Unset, shown
 
 from .blocks import AsyncBlock, AsyncLockBlock, Block, LockBlock
-from .conf import UNSET, Unset, alias_of, timeout_of
+from .conf import alias_of, timeout_of
 from .providers import provider
-from .signals import lock_acquired, lock_conflict, lock_released
+from .signals import lock_acquired, lock_conflict, lock_lost, lock_released
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from .keys import Key, KeySource
+    from dlock_core.adapters import Key, KeySource
+
+    from .blocks import OnConflict
 
 __all__ = ["Wish", "alock", "ataking", "atry_lock", "atrying", "is_locked", "lock", "taking", "try_lock", "trying"]
 
@@ -31,6 +33,7 @@ class Wish(NamedTuple):
     using: str | None = None
     timeout: float | Unset | None = UNSET
     shared: bool = False
+    fencing: bool = False
     allow_atomic: bool = False
     cancel_on_lost: bool = False
     on_lost: Callable[[Lock], object] | None = None
@@ -42,7 +45,9 @@ def lock(
     using: str | None = None,
     timeout: float | Unset | None = UNSET,
     shared: bool = False,
+    fencing: bool = False,
     allow_atomic: bool = False,
+    on_conflict: OnConflict = "raise",
 ) -> LockBlock[Lock]:
     """Hold a lock during a `with` block, or during each call of a decorated function.
 
@@ -50,16 +55,20 @@ def lock(
         key: str, bytes, int, or a tuple of them. Over a function, `{name}` in text stands for its argument
             of that name; or a callable that gets the arguments and returns the key.
         using: The alias of the database that lends the lock; default: DLOCK_DATABASE.
-        timeout: Seconds to wait; 0 tries once, None is for ever. Default: DLOCK_TIMEOUT, which is 0.
-        shared: Share it with others who ask for it shared.
+        timeout: Seconds to wait; 0 tries once, None is no limit. Default: DLOCK_TIMEOUT, which is 0.
+        shared: Share it with others that ask for it shared (readers); exclusive otherwise.
+        fencing: Give each grant a number that grows, `fencing_token`; costs a round trip.
         allow_atomic: Take it inside `atomic` too, although it is free again before the transaction commits.
+        on_conflict: Of a decorated function: "raise" LockTimeoutError when the lock is not free in time, or "skip":
+            return None without running, and say so in the log. For a block there is `try_lock`.
 
     Raises:
         LockTimeoutError: It was not free in time.
         LockStateError: Inside `atomic`; the message says what to use there.
         LockLostError: At the end, when the server took the lock away meanwhile.
     """
-    return LockBlock(partial(taking, Wish(using, timeout, shared, allow_atomic)), key)
+    wish = Wish(using, timeout, shared, fencing, allow_atomic)
+    return LockBlock(partial(trying if on_conflict == "skip" else taking, wish), key, on_conflict)
 
 
 def try_lock(
@@ -68,13 +77,14 @@ def try_lock(
     using: str | None = None,
     timeout: float | Unset | None = UNSET,
     shared: bool = False,
+    fencing: bool = False,
     allow_atomic: bool = False,
 ) -> Block[Lock | None]:
     """Hold a lock during a `with` block; `as` gives None, and no error, when it was not free in time.
 
     Arguments as for `lock`. The block runs in either case: look whether the lock is there.
     """
-    return Block(partial(trying, Wish(using, timeout, shared, allow_atomic)), key)
+    return Block(partial(trying, Wish(using, timeout, shared, fencing, allow_atomic)), key)
 
 
 def alock(
@@ -83,14 +93,17 @@ def alock(
     using: str | None = None,
     timeout: float | Unset | None = UNSET,
     shared: bool = False,
+    fencing: bool = False,
     cancel_on_lost: bool = False,
+    on_conflict: OnConflict = "raise",
 ) -> AsyncLockBlock[AsyncLock]:
     """Hold a lock during an `async with` block, or during each call of a decorated async function; see `lock`.
 
     What waits for the server waits in threads of our own, never in those of `sync_to_async`. With
     `cancel_on_lost` the body is cancelled when the server takes the lock away.
     """
-    return AsyncLockBlock(partial(ataking, Wish(using, timeout, shared, cancel_on_lost=cancel_on_lost)), key)
+    wish = Wish(using, timeout, shared, fencing, cancel_on_lost=cancel_on_lost)
+    return AsyncLockBlock(partial(atrying if on_conflict == "skip" else ataking, wish), key, on_conflict)
 
 
 def atry_lock(
@@ -99,14 +112,16 @@ def atry_lock(
     using: str | None = None,
     timeout: float | Unset | None = UNSET,
     shared: bool = False,
+    fencing: bool = False,
     cancel_on_lost: bool = False,
 ) -> AsyncBlock[AsyncLock | None]:
     """Hold a lock during an `async with` block; `as` gives None when it was not free in time; see `try_lock`."""
-    return AsyncBlock(partial(atrying, Wish(using, timeout, shared, cancel_on_lost=cancel_on_lost)), key)
+    wish = Wish(using, timeout, shared, fencing, cancel_on_lost=cancel_on_lost)
+    return AsyncBlock(partial(atrying, wish), key)
 
 
 def is_locked(key: Key, *, using: str | None = None) -> bool:
-    """Tell whether anybody holds a key, as the server sees it; that may have changed when you read it.
+    """Tell whether a key is held, as the server sees it; that may have changed when you read it.
 
     Raises:
         NotPermittedError: The database does not tell this user.
@@ -122,39 +137,68 @@ def taking(wish: Wish, key: Any) -> Iterator[Lock]:
     """Hold a lock; the one place where sync locks are taken."""
     if not wish.allow_atomic:
         refuse_atomic(key)
-    story = _Story(Lock, key, alias_of(wish.using))
-    with provider(story.using) as locks:
+    alias, lost = alias_of(wish.using), False
+    taken = Acquisition(key, using=alias)
+    with provider(alias) as locks:
+        held = locks.lock(key, **_lock_options(wish, taken))
         try:
-            seconds = timeout_of(wish.timeout)
-            with locks.lock(key, timeout=seconds, shared=wish.shared, on_lost=wish.on_lost) as held:
-                lock_acquired.send_robust(**story.acquired())
-                yield held
+            with held:
+                lock_acquired.send_robust(Lock, **taken.acquired())
+                try:
+                    yield held
+                finally:
+                    lost = held.lost
         except LockTimeoutError:
-            if not story.taken:
-                lock_conflict.send_robust(**story.conflict())
+            if not taken.granted:
+                lock_conflict.send_robust(Lock, **taken.conflict())
+            raise
+        except LockLostError as error:
+            lost = lost or error.key == key
             raise
         finally:
-            if story.taken:
-                lock_released.send_robust(**story.released())
+            if taken.granted and not lost:
+                lock_released.send_robust(Lock, **taken.ended())
 
 
 @asynccontextmanager
 async def ataking(wish: Wish, key: Any) -> AsyncIterator[AsyncLock]:
     """Hold a lock; the one place where async locks are taken."""
-    story = _Story(AsyncLock, key, alias_of(wish.using))
-    with provider(story.using) as locks:
+    alias, lost = alias_of(wish.using), False
+    taken = Acquisition(key, using=alias)
+    with provider(alias) as locks:
+        held = locks.alock(key, **_lock_options(wish, taken), cancel_on_lost=wish.cancel_on_lost)
         try:
-            seconds, cancel = timeout_of(wish.timeout), wish.cancel_on_lost
-            async with locks.alock(key, timeout=seconds, shared=wish.shared, cancel_on_lost=cancel) as held:
-                await lock_acquired.asend_robust(**story.acquired())
-                yield held
+            async with held:
+                await lock_acquired.asend_robust(AsyncLock, **taken.acquired())
+                try:
+                    yield held
+                finally:
+                    lost = held.lost
         except LockTimeoutError:
-            if not story.taken:
-                await lock_conflict.asend_robust(**story.conflict())
+            if not taken.granted:
+                await lock_conflict.asend_robust(AsyncLock, **taken.conflict())
+            raise
+        except LockLostError as error:
+            lost = lost or error.key == key
             raise
         finally:
-            if story.taken:
-                await lock_released.asend_robust(**story.released())
+            if taken.granted and not lost:
+                await lock_released.asend_robust(AsyncLock, **taken.ended())
+
+
+def _lock_options(wish: Wish, taken: Acquisition) -> dict[str, Any]:
+    return {
+        "timeout": timeout_of(wish.timeout),
+        "shared": wish.shared,
+        "fencing": wish.fencing,
+        "on_lost": partial(_lost, taken, wish.on_lost),
+    }
+
+
+def _lost(taken: Acquisition, on_lost: Callable[[Any], object] | None, lock: Lock | AsyncLock) -> None:
+    lock_lost.send_robust(type(lock), lock=lock, **taken.ended())
+    if on_lost is not None:
+        on_lost(lock)
 
 
 @contextmanager
@@ -179,30 +223,6 @@ async def atrying(wish: Wish, key: Any) -> AsyncIterator[AsyncLock | None]:
         yield held
 
 
-class _Story:
-    """What one acquisition tells the receivers of signals."""
-
-    def __init__(self, sender: type, key: object, using: str) -> None:
-        self._sender = sender
-        self._key = key
-        self.using = using
-        self._asked = time.monotonic()
-        self.taken: float | None = None
-
-    def _about(self, **times: float) -> dict[str, Any]:
-        return {"sender": self._sender, "key": self._key, "using": self.using, **times}
-
-    def acquired(self) -> dict[str, Any]:
-        self.taken = time.monotonic()
-        return self._about(waited=self.taken - self._asked)
-
-    def conflict(self) -> dict[str, Any]:
-        return self._about(waited=time.monotonic() - self._asked)
-
-    def released(self) -> dict[str, Any]:
-        return self._about(held_for=time.monotonic() - (self.taken or self._asked))
-
-
 def refuse_atomic(key: object) -> None:
     """Refuse a lock inside a transaction that outlasts it; a TestCase's own transaction does not count.
 
@@ -213,8 +233,8 @@ def refuse_atomic(key: object) -> None:
         blocks: list[Any] = connection.atomic_blocks
         if any(not block._from_testcase for block in blocks):  # noqa: SLF001 - as Django's `durable` looks
             raise LockStateError(
-                f"key {key!r}: inside atomic({connection.alias!r}) this lock would be free before the commit, and the "
-                "next holder would read old rows. Take it outside; or use locked_atomic(), lock_view() under "
+                f"key {shown(key)}: inside atomic({connection.alias!r}) this lock would be free before the commit, "
+                "and the next holder would read old rows. Take it outside; or use locked_atomic(), lock_view() under "
                 "ATOMIC_REQUESTS, xact_lock() on PostgreSQL; or allow_atomic=True if it protects no rows",
                 key=key,
             )

@@ -1,128 +1,125 @@
-"""The lock providers of this process: one for each database and set of options, made at first use.
+"""The lock providers of this process, and their engines: one for each database and set of options, made at first use.
 
-A provider's sessions stay for the next lock, as Django's connections do with CONN_MAX_AGE or a pool.
-Without these, which is Django's default, they end when nobody has used them for some seconds; under a
-test runner, which drops the database, at once. SQLite's are files, and stay.
+An engine opens its connections through a copy of Django's own wrapper. So everything holds that Django knows about
+the database: service files, roles, tokens that a custom backend fetches, and the test runner's database, whatever
+name it has at that moment.
+
+A provider's sessions stay for the next lock, as Django's connections do with CONN_MAX_AGE or a pool. Without these,
+which is Django's default, they end when no lock has used them for some seconds; under a test runner, which drops the
+database, at once. SQLite's are files, and stay.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from datetime import UTC
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django.core import mail
 from django.core.signals import setting_changed
 from django.db import connections
+from django.utils.module_loading import import_string
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
-from dlock_core import AsyncLock, Lock, LockProvider
+from dlock_core import LockProvider, UnsupportedError
+from dlock_core.adapters import Registry
 
-from .conf import ProviderOptions, alias_of, provider_options
-from .engines import make_engine
-from .signals import lock_lost
+from .conf import alias_of, options_of_providers, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import ExitStack
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from sqlalchemy import Engine
 
-__all__ = ["engine_of", "get_engine", "make_provider", "provider"]
+
+__all__ = ["get_engine", "make_engine", "make_provider", "provider"]
+
+# By Django's vendor, which custom backends inherit, and the module that Django itself imported.
+DRIVERS = {
+    ("postgresql", "psycopg"): "postgresql+psycopg",
+    ("postgresql", "psycopg2"): "postgresql+psycopg2",
+    ("mysql", "MySQLdb"): "mysql+mysqldb",
+    ("mysql", "pymysql"): "mysql+pymysql",  # under install_as_MySQLdb()
+    ("oracle", "oracledb"): "oracle+oracledb",
+    ("microsoft", "pyodbc"): "mssql+pyodbc",
+    ("sqlite", "sqlite3"): "sqlite",
+}
+
+
+def make_engine(alias: str) -> Engine:
+    """Make an engine whose connections are made as Django makes its own; it pools none.
+
+    Raises:
+        UnsupportedError: We do not know the backend, and no DLOCK_ENGINE_FACTORY makes the engine.
+    """
+    factory = setting("DLOCK_ENGINE_FACTORY")
+    if factory is not None:
+        engine: Engine = (import_string(factory) if isinstance(factory, str) else factory)(alias)
+        return engine
+    vendor, driver = _backend(connections[alias])
+    drivername = DRIVERS.get((vendor, driver))
+    if drivername is None:
+        raise UnsupportedError(
+            f"DATABASES[{alias!r}]: no locks over the backend {vendor!r} with the driver {driver!r}. Set "
+            "DLOCK_DATABASE to the alias of another database, or DLOCK_ENGINE_FACTORY to a function that returns an "
+            "SQLAlchemy engine for an alias"
+        )
+    return create_engine(f"{drivername}://", creator=lambda: _connect(alias), poolclass=NullPool)
+
+
+def _backend(wrapper: BaseDatabaseWrapper) -> tuple[str, str]:
+    module: Any = getattr(wrapper, "Database", None)
+    return wrapper.vendor, getattr(module, "__name__", "none").partition(".")[0]
+
+
+def _connect(alias: str) -> Any:
+    """Return a driver connection as Django would use it, but never one of Django's pool."""
+    wrapper = connections[alias].copy()
+    wrapper.settings_dict.get("OPTIONS", {}).pop("pool", None)
+    wrapper.timezone, wrapper.timezone_name = UTC, "UTC"  # else USE_TZ = False cuts the zone off what psycopg reads
+    wrapper.ensure_connection()
+    return wrapper.connection
 
 
 # The alias, the database that it leads to at the moment (a test runner changes it), and the options.
-_Name: TypeAlias = tuple[str, str, ProviderOptions]
+_Name: TypeAlias = tuple[str, str, tuple[Any, ...]]
 
 # Seconds; opening a session takes many times as long as a lock on one that is there.
 LINGER = 10.0
 
-
-@dataclass
-class _Place:
-    provider: LockProvider
-    users: int = 0
-    left: float = 0.0
-    watched: bool = False
-
-
-@dataclass
-class _Registry:
-    mutex: threading.RLock = field(default_factory=threading.RLock)
-    engines: dict[str, Engine] = field(default_factory=dict)
-    places: dict[_Name, _Place] = field(default_factory=dict)
-
-
-_registry = _Registry()
+_providers: Registry[_Name, LockProvider] = Registry()
+# One for each process, which keeps what SQLAlchemy learnt about the server; it pools no connection.
+_engines: Registry[str, Engine] = Registry()
 
 
 @contextmanager
 def provider(alias: str) -> Iterator[LockProvider]:
     """Lend the provider of a database for the time of the block."""
-    name = (alias, str(connections[alias].settings_dict["NAME"]), provider_options())
-    with _registry.mutex:
-        place = _registry.places.get(name) or _registry.places.setdefault(name, _Place(make_provider(alias)))
-        place.users += 1
-    try:
-        yield place.provider
-    finally:
-        _leave(name, place)
+    name = (alias, str(connections[alias].settings_dict["NAME"]), tuple(options_of_providers().values()))
+
+    def make(cleanup: ExitStack) -> LockProvider:
+        return cleanup.enter_context(make_provider(alias))
+
+    with _providers.lend(name, make, partial(_linger, alias)) as lent:
+        yield lent
 
 
-def _leave(name: _Name, place: _Place) -> None:
-    with _registry.mutex:
-        place.users -= 1
-        place.left = time.monotonic()
-        if not _unused(name, place) or _stays(name[0]):
-            return
-        if not hasattr(mail, "outbox"):  # what a test runner's environment has
-            if not place.watched:
-                _look_later(name, place, LINGER)
-            return
-        del _registry.places[name]
-    place.provider.close()
-
-
-def _look_later(name: _Name, place: _Place, seconds: float) -> None:
-    place.watched = True
-    timer = threading.Timer(seconds, _close_unused, (name, place))
-    timer.daemon = True
-    timer.start()
-
-
-def _close_unused(name: _Name, place: _Place) -> None:
-    """Close a provider that nobody has used for long, or look again later."""
-    with _registry.mutex:
-        place.watched = False
-        if not _unused(name, place):
-            return
-        rest = place.left + LINGER - time.monotonic()
-        if rest > 0:
-            _look_later(name, place, rest)
-            return
-        del _registry.places[name]
-    place.provider.close()
-
-
-def _unused(name: _Name, place: _Place) -> bool:
-    """Tell whether nobody uses a place; one of the parent's in a forked child is not ours to close."""
-    return not place.users and _registry.places.get(name) is place
+def _linger(alias: str) -> float | None:
+    """Return for how many seconds idle sessions of a database stay open; None: as long as the process."""
+    if hasattr(mail, "outbox"):  # what a test runner's environment has
+        return 0
+    configured = connections.settings[alias]
+    kept = configured["CONN_MAX_AGE"] != 0 or bool(configured["OPTIONS"].get("pool"))
+    return None if kept or connections[alias].vendor == "sqlite" else LINGER
 
 
 def make_provider(alias: str) -> LockProvider:
     """Make a provider that shares nothing with others, as if it were in another process."""
-
-    def tell(lost: Lock | AsyncLock) -> None:
-        lock_lost.send_robust(sender=type(lost), key=lost.key, using=alias, lock=lost)
-
-    return LockProvider(engine_of(alias), adapter="django", on_lost=tell, **provider_options()._asdict())
-
-
-def engine_of(alias: str) -> Engine:
-    """Return the engine of a database: one for each process, which keeps what SQLAlchemy learnt about the server."""
-    with _registry.mutex:
-        return _registry.engines.get(alias) or _registry.engines.setdefault(alias, make_engine(alias))
+    return LockProvider(get_engine(alias), adapter="django", **options_of_providers())
 
 
 def get_engine(using: str | None = None) -> Engine:
@@ -133,29 +130,13 @@ def get_engine(using: str | None = None) -> Engine:
     Args:
         using: An alias of DATABASES; default: DLOCK_DATABASE.
     """
-    return engine_of(alias_of(using))
-
-
-def _stays(alias: str) -> bool:
-    """Tell whether idle sessions of a database stay open, but for a test runner."""
-    if hasattr(mail, "outbox"):
-        return False
-    configured = connections.settings[alias]
-    kept = configured["CONN_MAX_AGE"] != 0 or bool(configured["OPTIONS"].get("pool"))
-    return kept or connections[alias].vendor == "sqlite"
+    alias = alias_of(using)
+    return _engines.get(alias, lambda _cleanup: make_engine(alias))
 
 
 def _forget_engines(*, setting: str, **_: object) -> None:
     if setting == "DLOCK_ENGINE_FACTORY":
-        with _registry.mutex:
-            _registry.engines.clear()
-
-
-def _start_anew() -> None:
-    """Give a forked child maps and a mutex of its own."""
-    global _registry  # noqa: PLW0603 - another thread may have held the old one's mutex
-    _registry = _Registry()
+        _engines.close()
 
 
 setting_changed.connect(_forget_engines)
-os.register_at_fork(after_in_child=_start_anew)

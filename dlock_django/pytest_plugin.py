@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dlock_core import Lock
-
-    from .keys import Key
+    from dlock_core.adapters import Key
 
 __all__ = ["dlock_hold"]
 

@@ -46,7 +46,7 @@ def _before_fork() -> None:
     """Keep a SIGTERM from the child until it has the default again.
 
     Python runs handlers between bytecodes only: a worker that is stuck in a system call would never hear the
-    terminate() of its pool, and the pool would wait for it for ever. One that came before the child had
+    terminate() of its pool, and the pool would wait for it indefinitely. One that came before the child had
     put the handler away would be lost.
     """
     if signal.getsignal(SIGTERM) is _leave:
@@ -65,5 +65,4 @@ def _after_fork_in_child() -> None:
     _after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

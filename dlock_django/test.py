@@ -1,11 +1,13 @@
-"""For the tests of projects that lock: somebody else who holds a key, and what is held."""
+"""For the tests of projects that lock: another holder of a key, and what is held."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .conf import UNSET, Unset, alias_of, timeout_of
+from dlock_core.adapters import UNSET, Unset, shown
+
+from .conf import alias_of, timeout_of
 from .locks import is_locked
 from .providers import make_provider
 
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dlock_core import Lock
-
-    from .keys import Key
+    from dlock_core.adapters import Key
 
 __all__ = ["assert_locked", "assert_not_locked", "hold_lock"]
 
@@ -38,12 +39,12 @@ def hold_lock(
 
 
 def assert_locked(key: Key, *, using: str | None = None) -> None:
-    """Fail with AssertionError unless somebody holds the key."""
+    """Fail with AssertionError unless the key is held."""
     if not is_locked(key, using=using):
-        raise AssertionError(f"nobody holds key {key!r} on {alias_of(using)!r}")
+        raise AssertionError(f"key {shown(key)} is not held on {alias_of(using)!r}")
 
 
 def assert_not_locked(key: Key, *, using: str | None = None) -> None:
-    """Fail with AssertionError if anybody holds the key."""
+    """Fail with AssertionError if the key is held."""
     if is_locked(key, using=using):
-        raise AssertionError(f"somebody holds key {key!r} on {alias_of(using)!r}")
+        raise AssertionError(f"key {shown(key)} is held on {alias_of(using)!r}")

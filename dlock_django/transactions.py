@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
 from dlock_core import DeadlockError, Lock, LockStateError, LockTimeoutError, UnsupportedError
+from dlock_core.adapters import UNSET, Unset, shown, xact_statement
 
 from .blocks import LockBlock
-from .conf import UNSET, Unset, timeout_of
+from .conf import timeout_of
 from .locks import Wish, taking
 from .providers import provider
 
@@ -22,27 +22,9 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from .keys import Key, KeySource
+    from dlock_core.adapters import Key, KeySource
 
 __all__ = ["locked_atomic", "xact_lock"]
-
-# https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS
-TRY = "SELECT pg_catalog.pg_try_advisory_xact_lock(%s)"
-TRY_SHARED = "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(%s)"
-# CASE fixes the order: first the limit, then the wait, and at last the old limit again.
-WAIT = """
-    SELECT CASE WHEN pg_catalog.set_config('lock_timeout', %s, true) IS NOT NULL
-                THEN pg_catalog.pg_advisory_xact_lock(%s) END,
-           pg_catalog.set_config('lock_timeout', s.old, true)
-    FROM (SELECT pg_catalog.current_setting('lock_timeout') AS old OFFSET 0) AS s
-"""
-WAIT_SHARED = """
-    SELECT CASE WHEN pg_catalog.set_config('lock_timeout', %s, true) IS NOT NULL
-                THEN pg_catalog.pg_advisory_xact_lock_shared(%s) END,
-           pg_catalog.set_config('lock_timeout', s.old, true)
-    FROM (SELECT pg_catalog.current_setting('lock_timeout') AS old OFFSET 0) AS s
-"""
-MAX_MILLISECONDS = 2**31 - 1
 
 
 def locked_atomic(
@@ -91,8 +73,8 @@ def xact_lock(
     Args:
         key: str, bytes, int, or a tuple of them.
         using: The alias of the transaction's database; default: "default".
-        timeout: Seconds to wait; 0 tries once, None is for ever. Default: DLOCK_TIMEOUT, which is 0.
-        shared: Share it with others who ask for it shared.
+        timeout: Seconds to wait; 0 tries once, None is no limit. Default: DLOCK_TIMEOUT, which is 0.
+        shared: Share it with others that ask for it shared (readers); exclusive otherwise.
 
     Raises:
         LockTimeoutError: It was not free in time; the transaction can go on.
@@ -104,18 +86,19 @@ def xact_lock(
     connection = connections[alias]
     if connection.vendor != "postgresql":
         raise UnsupportedError(
-            f"key {key!r}: {connection.display_name} has no locks that belong to a transaction; use locked_atomic()",
+            f"key {shown(key)}: {connection.display_name} has no locks that belong to a transaction; "
+            "use locked_atomic()",
             key=key,
         )
     if not connection.in_atomic_block:
-        raise LockStateError(f"key {key!r}: xact_lock() needs a transaction; call it inside atomic()", key=key)
+        raise LockStateError(f"key {shown(key)}: xact_lock() needs a transaction; call it inside atomic()", key=key)
     seconds = timeout_of(timeout)
     started = time.monotonic()
     with provider(alias) as locks:
         name = locks.lock(key, timeout=seconds).actual_key
     if not (_try(connection, name, shared) if seconds == 0 else _wait(connection, name, shared, seconds)):
         raise LockTimeoutError(
-            f"key {key!r}: not free within {seconds} s; try again later, or wait longer",
+            f"key {shown(key)}: not free within {seconds} s; try again later, or wait longer",
             key=key,
             timeout=seconds,
             waited=time.monotonic() - started,
@@ -124,16 +107,15 @@ def xact_lock(
 
 def _try(connection: BaseDatabaseWrapper, name: int | str, shared: bool) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(TRY_SHARED if shared else TRY, [name])
+        cursor.execute(*xact_statement(name, shared=shared, timeout=0))
         return bool(cursor.fetchone()[0])
 
 
 def _wait(connection: BaseDatabaseWrapper, name: int | str, shared: bool, seconds: float | None) -> bool:
     """Wait at the server, behind a savepoint: an error would end the user's transaction."""
-    limit = 0 if seconds is None else min(max(1, math.ceil(seconds * 1000)), MAX_MILLISECONDS)
     try:
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            cursor.execute(WAIT_SHARED if shared else WAIT, [str(limit), name])
+            cursor.execute(*xact_statement(name, shared=shared, timeout=seconds))
     except DatabaseError as error:
         match _sqlstate(error):
             case "55P03":  # lock_not_available

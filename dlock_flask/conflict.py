@@ -1,4 +1,4 @@
-"""The HTTP answer to who comes while somebody else has the lock.
+"""The HTTP answer to a request whose lock is held elsewhere.
 
 Flask finds error handlers by the class of an exception, so each status has a class of its own that
 is both a LockConflict and werkzeug's exception of that status.
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from werkzeug.exceptions import Conflict, HTTPException, Locked, ServiceUnavailable, TooManyRequests
 
+from dlock_core.adapters import shown
+
 if TYPE_CHECKING:
     from werkzeug.sansio.response import Response
 
@@ -17,7 +19,7 @@ __all__ = ["STATUSES", "LockConflict", "check_retry_after", "check_status"]
 
 
 class LockConflict(HTTPException):
-    """Somebody else has the lock; an HTTP answer of 409 by default, or 423, 429, 503.
+    """The lock is held elsewhere; an HTTP answer of 409 by default, or 423, 429, 503.
 
     The body names neither the key nor the holder, unless the application runs in debug mode.
     A handler for the status, as in `errorhandler(409)`, goes before one for this class.
@@ -32,7 +34,7 @@ class LockConflict(HTTPException):
     waited: float
     retry_after: int | None
 
-    description = "Somebody else is at it. Try again later."
+    description = "This resource is locked by another request. Try again later."
 
     def __init__(
         self,
@@ -56,34 +58,17 @@ class LockConflict(HTTPException):
         return headers
 
 
-class _Conflict(LockConflict, Conflict):
-    description = LockConflict.description
-
-
-class _Locked(LockConflict, Locked):
-    description = LockConflict.description
-
-
-class _TooManyRequests(LockConflict, TooManyRequests):  # type: ignore[misc]  # theirs may be a date
-    description = LockConflict.description
-
-
-class _ServiceUnavailable(LockConflict, ServiceUnavailable):  # type: ignore[misc]  # theirs may be a date
-    description = LockConflict.description
-
-
+_KINDS = {409: Conflict, 423: Locked, 429: TooManyRequests, 503: ServiceUnavailable}
+# Each class is of both kinds; the description is that of the first.
 STATUSES: dict[int, type[LockConflict]] = {
-    409: _Conflict,
-    423: _Locked,
-    429: _TooManyRequests,
-    503: _ServiceUnavailable,
+    status: type(f"LockConflict{status}", (LockConflict, kind), {}) for status, kind in _KINDS.items()
 }
 
 
 def check_status(status: object, name: str) -> int:
     """Return the status, or say which there are."""
     if status not in STATUSES or not isinstance(status, int):
-        raise ValueError(f"{name}={status!r}: give one of {', '.join(map(str, STATUSES))}")
+        raise ValueError(f"{name}={shown(status)}: give one of {', '.join(map(str, STATUSES))}")
     return status
 
 
@@ -91,4 +76,4 @@ def check_retry_after(seconds: object, name: str) -> int | None:
     """Return the seconds as the header wants them: whole."""
     if seconds is None or (isinstance(seconds, int) and not isinstance(seconds, bool) and seconds >= 0):
         return seconds
-    raise ValueError(f"{name}={seconds!r}: give whole seconds, or None for no header Retry-After")
+    raise ValueError(f"{name}={shown(seconds)}: give whole seconds, or None for no header Retry-After")

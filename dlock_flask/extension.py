@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .base import BaseHandle, handles_here
-from .cli import Commands, cli_locked
-from .handles import AsyncHandle, Handle
-from .options import CONFIGURED, Configured, OnConflict, Options, shown
-from .settings import read_settings
+from dlock_core.adapters import EX_TEMPFAIL, UNSET, Unset, shown
+
+from . import cli
+from .handles import AsyncHandle, BaseHandle, Handle, handles_here
+from .settings import OnConflict, Options, read_settings
 from .state import EXTENSION, AppState, current_state
 from .streams import stream
 from .views import lock_view
@@ -69,33 +69,33 @@ class DLock:
         app.extensions[EXTENSION] = AppState(app, settings, self._db, self._engine)
         app.teardown_appcontext(_end_context)
         app.shell_context_processor(lambda: {"dlock": self})
-        app.cli.add_command(Commands("dlock", short_help="Who holds which lock; run a program under one."))
+        app.cli.add_command(cli.dlock)
 
     def lock(
         self,
         key: object,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         fencing: bool = False,
         bind: str | None = None,
         reentrant: bool = False,
         on_conflict: OnConflict = "abort",
         status: int | None = None,
-        retry_after: int | None = None,
+        retry_after: int | Unset | None = UNSET,
     ) -> Handle:
-        """Return a lock for one `with`, which ends the request in 409 if somebody else has it.
+        """Return a lock for one `with`, which ends the request in 409 if it is held elsewhere.
 
         Args:
             key: str, bytes, int, or a tuple of them.
-            timeout: Seconds to wait; 0 is one try, None for ever. Default: `DLOCK_TIMEOUT`, which is 0.
-            shared: Share it with others who ask for it shared (readers); exclusive otherwise.
+            timeout: Seconds to wait; 0 is one try, None no limit. Default: `DLOCK_TIMEOUT`, which is 0.
+            shared: Share it with others that ask for it shared (readers); exclusive otherwise.
             fencing: Give each grant a number that grows, `fencing_token`; costs a round trip.
             bind: Of Flask-SQLAlchemy; default: `DLOCK_BIND_KEY`, else the default database.
             reentrant: Let this request in again where it is already.
             on_conflict: "abort" raises LockConflict, "raise" dlock_core's LockTimeoutError.
             status: Of the answer: 409, 423, 429 or 503. Default: `DLOCK_CONFLICT_STATUS`.
-            retry_after: Whole seconds of the header. Default: `DLOCK_RETRY_AFTER`.
+            retry_after: Whole seconds of the header, None for no header. Default: `DLOCK_RETRY_AFTER`, which is 1.
 
         Raises:
             RuntimeError: There is no application context.
@@ -109,13 +109,13 @@ class DLock:
         self,
         key: object,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         fencing: bool = False,
         bind: str | None = None,
         reentrant: bool = False,
     ) -> Handle:
-        """Return a lock for one `with`, whose handle is false if somebody else has it; see `lock`.
+        """Return a lock for one `with`, whose handle is false if it is held elsewhere; see `lock`.
 
         The block runs in either case: `with dlock.try_lock(key) as handle: if handle: …`.
         """
@@ -126,14 +126,14 @@ class DLock:
         self,
         key: object,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         fencing: bool = False,
         bind: str | None = None,
         reentrant: bool = False,
         on_conflict: OnConflict = "abort",
         status: int | None = None,
-        retry_after: int | None = None,
+        retry_after: int | Unset | None = UNSET,
     ) -> AsyncHandle:
         """Return a lock for one `async with` in an async view, over the same sync engine; see `lock`."""
         options = Options(timeout, shared, fencing, bind, reentrant, on_conflict, status, retry_after)
@@ -143,14 +143,14 @@ class DLock:
         self,
         key: object,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         fencing: bool = False,
         bind: str | None = None,
         reentrant: bool = False,
         on_conflict: OnConflict = "abort",
         status: int | None = None,
-        retry_after: int | None = None,
+        retry_after: int | Unset | None = UNSET,
     ) -> Handle:
         """Acquire now, and release at the end of the application context; see `lock`.
 
@@ -174,13 +174,13 @@ class DLock:
         self,
         key: KeySource,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         bind: str | None = None,
         reentrant: bool = False,
         on_conflict: OnConflict = "abort",
         status: int | None = None,
-        retry_after: int | None = None,
+        retry_after: int | Unset | None = UNSET,
         methods: Collection[str] | None = None,
     ) -> Callable[[F], F]:
         """Decorate a view, below its route, to run each request under a lock until its answer is sent.
@@ -219,14 +219,14 @@ class DLock:
         self,
         key: KeySource,
         *,
-        timeout: float | Configured | None = CONFIGURED,
+        timeout: float | Unset | None = UNSET,
         shared: bool = False,
         bind: str | None = None,
-        exit_code: int = 75,
+        exit_code: int = EX_TEMPFAIL,
     ) -> Callable[[F], F]:
         """Decorate a click command, below `@app.cli.command()`, to run it under a lock.
 
-        If somebody else has it, the command says so in one line and ends with `exit_code`.
+        If it is held elsewhere, the command says so in one line and ends with `exit_code`.
 
         Args:
             key: As for `locked`, over the command's parameters.
@@ -235,10 +235,10 @@ class DLock:
             bind: As for `lock`.
             exit_code: 0 where a run may be skipped silently; default: 75, "try again later".
         """
-        return cli_locked(key, Options(timeout, shared, bind=bind, on_conflict="raise"), exit_code)
+        return cli.cli_locked(key, Options(timeout, shared, bind=bind, on_conflict="raise"), exit_code)
 
     def is_locked(self, key: object, *, bind: str | None = None) -> bool:
-        """Tell whether anybody holds the lock of a key now; it may be free before you look.
+        """Tell whether the lock of a key is held now; it may be free before you look.
 
         Raises:
             NotPermittedError: The database does not tell this user.

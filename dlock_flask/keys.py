@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from datetime import date, time
-from decimal import Decimal
-from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
-from uuid import UUID
 
-from dlock_core import KeyTemplate, LockKeyError, LockKeyTypeError
-
-from .options import shown
+from dlock_core import LockKeyError
+from dlock_core.adapters import Key, KeyTemplate, key_part, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["KeySource", "key_maker"]
 
-KeySource: TypeAlias = "str | bytes | int | tuple[str | bytes | int, ...] | list[str] | Callable[..., Any]"
+KeySource: TypeAlias = "Key | list[str] | Callable[..., Any]"
 """A key in whose text `{name}` stands for an argument; a list of arguments' names; or a callable that gets the
 arguments and returns the key."""
-# What reads alike in every process; an object's default text has its address in it.
-PLAIN = (str, int, float, Decimal, UUID, date, time, Enum, type(None))
 
 
 def key_maker(key: Any, function: Callable[..., Any], name: Callable[[], str]) -> Callable[..., Any]:
@@ -31,7 +24,7 @@ def key_maker(key: Any, function: Callable[..., Any], name: Callable[[], str]) -
     Args:
         key: A template over the arguments; a tuple, whose texts are such; a list of arguments'
             names, which stands for the name and their values; or a callable that gets the arguments.
-        function: Whose calls.
+        function: The function that is called.
         name: What the function is called where it runs, such as the endpoint of a view.
 
     Raises:
@@ -39,7 +32,7 @@ def key_maker(key: Any, function: Callable[..., Any], name: Callable[[], str]) -
     """
     if callable(key):
         return key  # type: ignore[no-any-return]
-    template = KeyTemplate(_template_of(key), plain=_plain)
+    template = KeyTemplate(_template_of(key))
     if not template.names:
         constant = template.fill({}, where=function.__qualname__)
         return lambda *_args, **_kwargs: constant
@@ -49,10 +42,10 @@ def key_maker(key: Any, function: Callable[..., Any], name: Callable[[], str]) -
 
     def make(*args: Any, **kwargs: Any) -> Any:
         arguments = _arguments(signature, args, kwargs)
-        if not template.names <= arguments.keys():  # else nobody asks for the name, which may need a request
+        if not template.names <= arguments.keys():  # the name is asked for only here: it may need a request
             template.check_names(arguments, where=name())
         if isinstance(key, list):
-            return (name(), *(_part(one, arguments[one]) for one in key))
+            return (name(), *(key_part(arguments[one], one) for one in key))
         return template.fill(arguments, where=function.__qualname__)
 
     return make
@@ -76,18 +69,3 @@ def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict
         if one.kind is one.VAR_KEYWORD:
             found.update(found.pop(one.name))
     return found
-
-
-def _plain(name: str, value: object) -> object:
-    if isinstance(value, PLAIN):
-        return value
-    raise LockKeyTypeError(
-        f"key: {name} is a {type(value).__name__}, whose text may differ between processes: "
-        f"name an attribute of it, such as {{{name}.id}}, or give a callable",
-        key=name,
-    )
-
-
-def _part(name: str, value: object) -> Any:
-    """Return a value as a part of a key: text and numbers as they are, other plain values as text."""
-    return value if isinstance(value, str | int | bytes) else str(_plain(name, value))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from flask import current_app
 
 from dlock_core import LockProvider
+from dlock_core.adapters import Registry, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import ExitStack
 
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
@@ -47,43 +50,33 @@ class AppState:
         self.room = WaitingRoom(settings.max_waiters)
         self._db = db
         self._engine = engine if engine is not None else settings.url
-        self._providers: dict[str | None, LockProvider] = {}
-        self._owned: list[sa.Engine] = []
+        self._providers: Registry[str | None, LockProvider] = Registry()
 
     def provider(self, bind: str | None) -> LockProvider:
         """Return the locks of a bind, of the default database without one; needs the application context."""
         if bind is None and self._engine is None:
             bind = self.settings.bind_key
-        found = self._providers.get(bind)
-        return self._providers.setdefault(bind, self._make(bind)) if found is None else found
+        return self._providers.get(bind, partial(self._make, bind))
 
-    def _make(self, bind: str | None) -> LockProvider:
-        engine = self._engine_of(bind)
+    def _make(self, bind: str | None, cleanup: ExitStack) -> LockProvider:
+        engine = self._engine_of(bind, cleanup)
         if _in_memory(engine.url) and not (self.app.testing or self.app.debug):
             log.warning("%s: locks of a database in memory are known to this process only", self.app.name)
-        settings = self.settings
-        return LockProvider(
-            engine,
-            prefix=settings.prefix,
-            heartbeat=settings.heartbeat,
-            lease=settings.lease,
-            max_sessions=settings.max_sessions,
-            adapter="flask",
-        )
+        return cleanup.enter_context(LockProvider(engine, adapter="flask", **self.settings.provider))
 
-    def _engine_of(self, bind: str | None) -> sa.Engine:
+    def _engine_of(self, bind: str | None, cleanup: ExitStack) -> sa.Engine:
         if bind is not None or self._engine is None:
             return self._engine_of_bind(bind)
         if isinstance(self._engine, sa.Engine):
             return self._engine
         engine = sa.create_engine(self._engine, **self.settings.engine_options)
-        self._owned.append(engine)
+        cleanup.callback(engine.dispose)
         return engine
 
     def _engine_of_bind(self, bind: str | None) -> sa.Engine:
         db = self._db or self.app.extensions.get("sqlalchemy")
         if db is None:
-            asked = "" if bind is None else f"bind={bind!r}: "
+            asked = "" if bind is None else f"bind={shown(bind)}: "
             raise RuntimeError(
                 f"{asked}the application {self.app.name!r} has no Flask-SQLAlchemy: "
                 "initialise it, or give DLock an engine, or set DLOCK_URL"
@@ -93,15 +86,12 @@ class AppState:
             there = ", ".join(repr(name) for name in engines if name is not None) or "none"
             if bind is None:
                 raise LookupError(f"no SQLALCHEMY_DATABASE_URI: set it, or DLOCK_BIND_KEY to one of the binds: {there}")
-            raise LookupError(f"bind={bind!r}: not in SQLALCHEMY_BINDS; the binds are {there}")
+            raise LookupError(f"bind={shown(bind)}: not in SQLALCHEMY_BINDS; the binds are {there}")
         return engines[bind]
 
     def close(self) -> None:
         """End all lock sessions; a later lock opens new ones."""
-        while self._providers:
-            self._providers.popitem()[1].close()
-        while self._owned:
-            self._owned.pop().dispose()
+        self._providers.close()
 
 
 def _in_memory(url: sa.URL) -> bool:
@@ -111,28 +101,22 @@ def _in_memory(url: sa.URL) -> bool:
 
 
 class WaitingRoom:
-    """Counts the requests of this process that wait for a lock, up to a limit."""
+    """Seats for the requests of this process that wait for a lock; nothing enters where the limit is None."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self._start()
+        self._set_up()
 
-    def _start(self) -> None:
+    def _set_up(self) -> None:
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self._waiting = 0
+        self._seats = threading.Semaphore(self.limit or 0)
 
     def enter(self) -> bool:
         """Take a seat; False when all are taken."""
         if self._pid != os.getpid():
-            self._start()  # forked from a server that was preloaded
-        with self._mutex:
-            if self.limit is not None and self._waiting >= self.limit:
-                return False
-            self._waiting += 1
-        return True
+            self._set_up()  # forked from a server that was preloaded
+        return self._seats.acquire(blocking=False)
 
     def leave(self) -> None:
         """Give the seat back."""
-        with self._mutex:
-            self._waiting -= 1
+        self._seats.release()

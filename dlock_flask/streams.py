@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from werkzeug.wrappers import Response
 
-from .options import shown
+from dlock_core.adapters import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-    from .base import BaseHandle
+    from .handles import BaseHandle
 
 __all__ = ["hold_until_sent", "stream"]
 
@@ -56,8 +56,8 @@ class _Body(Iterator[Any]):
         handle.hand_over()
         self._parts = (self._chunks,) if self._chunks is body else (self._chunks, body)
         # Some servers forget to close. The garbage collector may run anywhere, so it must not wait for anything.
-        self._forgotten = weakref.finalize(self, _thread.start_new_thread, _end_forgotten, (self._parts, handle))
-        self._forgotten.atexit = False
+        self._finaliser = weakref.finalize(self, _thread.start_new_thread, _end_unclosed, (self._parts, handle))
+        self._finaliser.atexit = False
 
     def __iter__(self) -> Self:
         return self
@@ -66,7 +66,7 @@ class _Body(Iterator[Any]):
         """Return the next chunk.
 
         Raises:
-            LockLostError: At the end, so that nobody takes the body for a good one.
+            LockLostError: At the end, so that the body is not taken for a good one.
         """
         try:
             return next(self._chunks)
@@ -78,7 +78,7 @@ class _Body(Iterator[Any]):
             raise
 
     def _release(self) -> None:
-        if self._forgotten.detach() is not None:
+        if self._finaliser.detach() is not None:
             self._handle.finish()
 
     def close(self) -> None:
@@ -96,15 +96,15 @@ def _close(parts: tuple[object, ...]) -> None:
 
 
 def _quietly(release: Any, handle: BaseHandle[Any]) -> None:
-    """Release where nobody can be told of a loss but the log."""
+    """Release where only the log can report a loss."""
     try:
         release()
     except Exception:
         log.exception("key %s: could not be released at the end of a stream", shown(handle.key))
 
 
-def _end_forgotten(parts: tuple[object, ...], handle: BaseHandle[Any]) -> None:
-    log.warning("key %s: nobody closed the streamed body, its lock is released now", shown(handle.key))
+def _end_unclosed(parts: tuple[object, ...], handle: BaseHandle[Any]) -> None:
+    log.warning("key %s: the streamed body was not closed; its lock is released now", shown(handle.key))
     try:
         _close(parts)
     finally:

@@ -1,4 +1,4 @@
-"""Views each of whose requests runs under a lock."""
+"""Views that run under a lock in each request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .streams import hold_until_sent
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from .options import Options
+    from .settings import Options
 
 __all__ = ["lock_view"]
 
@@ -26,8 +26,22 @@ F = TypeVar("F", bound="Callable[..., Any]")
 def lock_view(view: F, key: KeySource, options: Options, methods: Collection[str] | None) -> F:
     """Return the view under a lock; a coroutine function stays one, since Flask decides by that."""
     make_key = key_maker(key, view, _route)
-    wrap = _lock_async if inspect.iscoroutinefunction(view) else _lock
-    return wrap(view, make_key, options, methods)
+
+    @functools.wraps(view)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not _applies(methods):
+            return view(*args, **kwargs)
+        with Handle(current_state(), make_key(*args, **kwargs), options) as handle:
+            return hold_until_sent(view(*args, **kwargs), handle)
+
+    @functools.wraps(view)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        if not _applies(methods):
+            return await view(*args, **kwargs)
+        async with AsyncHandle(current_state(), make_key(*args, **kwargs), options) as handle:
+            return hold_until_sent(await view(*args, **kwargs), handle)
+
+    return run_async if inspect.iscoroutinefunction(view) else run  # type: ignore[return-value]
 
 
 def _route() -> str:
@@ -39,25 +53,3 @@ def _applies(methods: Collection[str] | None) -> bool:
     if not has_request_context():
         return True
     return request.method != "OPTIONS" if methods is None else request.method in methods
-
-
-def _lock(view: F, make_key: Callable[..., Any], options: Options, methods: Collection[str] | None) -> F:
-    @functools.wraps(view)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not _applies(methods):
-            return view(*args, **kwargs)
-        with Handle(current_state(), make_key(*args, **kwargs), options) as handle:
-            return hold_until_sent(view(*args, **kwargs), handle)
-
-    return run  # type: ignore[return-value]
-
-
-def _lock_async(view: F, make_key: Callable[..., Any], options: Options, methods: Collection[str] | None) -> F:
-    @functools.wraps(view)
-    async def run(*args: Any, **kwargs: Any) -> Any:
-        if not _applies(methods):
-            return await view(*args, **kwargs)
-        async with AsyncHandle(current_state(), make_key(*args, **kwargs), options) as handle:
-            return hold_until_sent(await view(*args, **kwargs), handle)
-
-    return run  # type: ignore[return-value]

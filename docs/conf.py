@@ -43,18 +43,19 @@ suppress_warnings: list[str] = []
 
 default_role = "code"
 nitpicky = True
-# What others document, whose inventories a build without a network cannot read: by the name in an annotation, or by
-# the whole name where Sphinx knows it.
+# What other projects document; a build without a network cannot read their inventories. By the name in an annotation,
+# or by the whole name where Sphinx knows it.
 ELSEWHERE = (
     "AsyncEngine|Connection|Engine|MetaData|Session|Table|URL",  # SQLAlchemy
     "Celery|ImproperlyConfigured",
     "Flask|NamedSignal|Response|SQLAlchemy",
     "CollectorRegistry|MeterProvider|TracerProvider",  # prometheus_client, opentelemetry
-    "datetime",
+    "ExitStack|datetime",
+    "OnConflict|Scalar",  # two words; str, bytes or int: what a key is made of
     r"(celery|click|django|flask|sqlalchemy|werkzeug)\..+",
 )
 # Type variables: `F` is the function that a decorator returns as it was.
-VARIABLES = r"(dlock_\w+\.([\w.]+\.)?)?([FGLRV]|T_co)"
+VARIABLES = r"(dlock_\w+\.([\w.]+\.)?)?([AFGLNRSTV]|T_co)"
 nitpick_ignore_regex = [("py:.*", "|".join(ELSEWHERE)), ("py:class", VARIABLES)]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -71,7 +72,7 @@ APPS = ["contenttypes", "auth", "admin"]
 settings.configure(INSTALLED_APPS=[*(f"django.contrib.{app}" for app in APPS), "dlock_django"])
 django.setup()
 
-# Who calls these classes is a user; all others come from a function, and their arguments are nobody's business.
+# Users call these classes; all others come from a function, and their arguments are internal.
 CALLED = {"AsyncLockProvider", "DLock", "LockProvider", "OpenTelemetryListener", "PrometheusListener"}
 
 
@@ -107,7 +108,10 @@ def find_elsewhere(
     domain = env.domains.python_domain
     name, module = node["reftarget"], node.get("py:module") or ""
     package = module.partition(".")[0]
-    found = [one for one in domain.objects if one.endswith(f".{name}") and one.startswith(f"{package}.")]
+    alike = [one for one in domain.objects if one.endswith(f".{name}")]
+    shared = [one for one in alike if one.startswith("dlock_core.adapters.")]
+    found = [one for one in alike if one.startswith(f"{package}.") and one not in shared]
+    found = found or shared or [one for one in alike if one.startswith("dlock_core.")]
     if f"dlock_core.{name}" in domain.objects:
         found = [f"dlock_core.{name}"]
     if node.get("refdomain") != "py" or len(found) != 1:

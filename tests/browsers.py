@@ -27,7 +27,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Chrome]:
-    """Run a browser that nobody has used; CI installs one, a laptop may lack it."""
+    """Run a fresh browser; CI installs one, a laptop may lack it."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         if os.environ.get("CI") == "true":

@@ -1,18 +1,29 @@
-"""What all tests share: the private servers, and a plain word about what is missing."""
+"""What all tests share: the private servers, what runs, and a plain word about what is missing."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+from tests import leftovers, record, selection
+from tests.ids import ADDRESS
 from tests.servers import Factory, Server, available
 
 AVAILABLE = available()
 REQUIRED_BY_CI = ("postgresql", "mariadb", "mssql")
+FORKED = ["tests.contract.contender", "tests.comparison.program"]
+Forks = ForkServerContext
 _running: dict[str, Server] = {}
+
+settings.register_profile("few", max_examples=10, deadline=None)
+settings.register_profile("many", max_examples=100, deadline=None)
 
 
 def missing() -> dict[str, str]:
@@ -41,19 +52,64 @@ def _end_servers() -> Iterator[None]:
         running.stop(final=True)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Forks:
+    """What forks a process for a test from one that has imported what it needs; it outlives the test."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*FORKED, "psycopg", "django.db", "sqlalchemy_dlock"])
+    forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(autouse=True)
+def _end_programs() -> Iterator[None]:
+    """End what a test has started, however it ended."""
+    with leftovers.ended():
+        yield
+
+
 @pytest.fixture
 def postgresql() -> Server:
     """The shared PostgreSQL server."""
     return server("postgresql")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the command line choose a set of tests."""
+    parser.addoption("--set", choices=[*selection.SETS], help=selection.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take as many examples as the set deserves, and note where the time goes."""
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("few" if selection.chosen_set(config) in {"fast", "quick"} else "many")
+    leftovers.watch_run()
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(record.Record())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the chosen set, and those together on a worker that share something slow to start."""
+    chosen = selection.chosen_set(config)
+    selection.leave_one_database(items, missing().keys())
+    kept = [item for item in items if selection.SETS[chosen](item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+    for item in items:
+        if ADDRESS.search(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} has another name in each process: use ids=stable")
+        if group := selection.group_of(item, chosen):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def _describe(found: Factory[Server] | str) -> str:
     return f"MISSING ({found})" if isinstance(found, str) else found.description
 
 
-def pytest_report_header() -> list[str]:
-    """Say which servers the tests run on."""
-    return [f"{kind}: {_describe(found)}" for kind, found in AVAILABLE.items()]
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which tests run, and on which servers."""
+    servers = [f"{kind}: {_describe(found)}" for kind, found in AVAILABLE.items()]
+    return [f"set: {selection.chosen_set(config)}", *servers]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -1,4 +1,4 @@
-"""Whom we measure ourselves against."""
+"""What we measure ourselves against."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ ASYNC: tuple[type[AsyncContender], ...] = (RawAsync, OursAsync, SadlockAsync, Re
 
 
 def contenders(address: Address, measure: str) -> list[type[Contender]]:
-    """Return those who can take part, the raw driver first."""
+    """Return those that can take part, the raw driver first."""
     return [kind for kind in SYNC if _fits(kind, address, measure)]
 
 
 def async_contenders(address: Address, measure: str) -> list[type[AsyncContender]]:
-    """Return those who can take part in an event loop, the raw driver first."""
+    """Return those that can take part in an event loop, the raw driver first."""
     return [kind for kind in ASYNC if _fits(kind, address, measure)]
 
 

@@ -53,7 +53,7 @@ class _Described:
     modules: ClassVar[tuple[str, ...]]
     """What must be installed."""
     distribution: ClassVar[str | None] = None
-    """Whose version the report names."""
+    """The package; the report names its version."""
     kinds: ClassVar[frozenset[str]] = SERVERS
     needs_redis: ClassVar[bool] = False
     one_seat: ClassVar[bool] = False

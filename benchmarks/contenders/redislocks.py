@@ -1,4 +1,4 @@
-"""Locks in Redis, for those who run one: redis-py's own and python-redis-lock."""
+"""Locks in Redis: redis-py's own and python-redis-lock."""
 
 from __future__ import annotations
 

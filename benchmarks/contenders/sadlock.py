@@ -95,7 +95,7 @@ class SadlockForEver(Sadlock):
     """Waits without a limit, at the server."""
 
     name = "sqlalchemy-dlock, no limit"
-    use = "the same without `contextual_timeout`: then PostgreSQL itself waits, for ever"
+    use = "the same without `contextual_timeout`: then PostgreSQL itself waits, indefinitely"
     kinds = frozenset({"postgresql"})
     only = frozenset({"hand-over", "threads", "processes"})
     limit = None

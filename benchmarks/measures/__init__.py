@@ -29,8 +29,8 @@ class Measure(NamedTuple):
 
 
 JOB = (
-    "The same for a request that starts with nothing but what the process has set up: whoever borrows a connection of "
-    "the engine's pool for each lock pays for it. The raw driver keeps its connection here too."
+    "The same for a request that starts with nothing but what the process has set up: a library that borrows a "
+    "connection of the engine's pool for each lock pays for it. The raw driver keeps its connection here too."
 )
 MEASURES = {
     "cycle": Measure(cycle.HOW, cycle.run),

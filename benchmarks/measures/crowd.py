@@ -1,4 +1,4 @@
-"""Threads and processes on one key: how many get it in a second, and whether each gets his share."""
+"""Threads and processes on one key: how many get it in a second, and whether each gets its share."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ HOW = {
 }
 # Measure -> processes, and threads of each.
 SHAPES = {"threads": (1, 16), "processes": (4, 1), "shares": (2, 8)}
-# Who is compared where only we hand on within a process.
+# The contenders that are compared where only we hand on within a process.
 COMPARED = (RAW, Ours.name)
-# How long before the start all are told of it.
+# How long before the start all learn of it.
 NOTICE = 0.1
 
 
@@ -50,7 +50,7 @@ def run(measure: str, bench: Bench, place: Place) -> None:
         try:
             crew.run(_warm_up, threads, size=processes)
             if name not in slow:
-                _round(crew, processes, threads, NOTICE, [])  # what is opened only when somebody must wait
+                _round(crew, processes, threads, NOTICE, [])  # what is opened only for a wait
         except Exception as error:
             bench.figures.fail(measure, place.kind, name, error)
         else:
@@ -94,7 +94,7 @@ def contend(desk: Desk, threads: int, start: float, until: float) -> list[int]:
     return list(desk.pool.map(work, range(threads)))
 
 
-def _take_turns(desk: Desk, who: int, start: float, until: float) -> int:
+def _take_turns(desk: Desk, number: int, start: float, until: float) -> int:
     seat, referee, key = desk.seat(), desk.referee, desk.contender.key("crowd")
     grants = 0
     sleep_until(start)
@@ -102,6 +102,6 @@ def _take_turns(desk: Desk, who: int, start: float, until: float) -> int:
         with seat.lock(key):
             if time.monotonic() >= until:
                 return grants
-            referee.enter(who)
+            referee.enter(number)
             grants += 1
-            referee.leave(who)
+            referee.leave(number)

@@ -32,7 +32,7 @@ THREAD = "another thread"
 BESIDE = "main thread, holding another lock"
 BESIDE_IN_THREAD = "another thread, holding another lock"
 ONE_CPU = "main thread, client and server on one CPU"
-# Who is measured in the settings that matter to us alone.
+# The contenders in the settings that matter to us alone.
 COMPARED = (RAW, Ours.name)
 # Cycles before the clock starts: drivers prepare statements, caches fill.
 WARM_UP = 30

@@ -55,7 +55,7 @@ async def _contend(desk: AsyncDesk, tasks: int, seconds: float) -> float:
     crowd = _Crowd(desk, seats, time.monotonic() + seconds)
     running = [asyncio.create_task(crowd.take_turns()) for _ in range(tasks)]
     _, late = await asyncio.wait(running, timeout=seconds + GRACE)
-    for task in late:  # who polls would take long to hear of the end
+    for task in late:  # a task that polls would notice the end late
         task.cancel()
     answers = await asyncio.gather(*running, return_exceptions=True)
     for seat in seats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from ..provider import LockProvider
 
-__all__ = ["dlock_commands", "main"]
+__all__ = ["dlock_commands", "lazy_commands", "main"]
 
-# Imports are inside the functions: the core installs without click and rich, and whoever lacks them should read
-# what to install, not a traceback.
+# Imports are inside the functions: the core installs without click and rich, and where they are missing the
+# command says what to install, not a traceback.
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 def dlock_commands(
     factory: Callable[..., LockProvider], *, name: str = "dlock", params: Sequence[click.Parameter] = ()
 ) -> click.Group:
-    """Return `run`, `list`, `show`, `terminate`, `check` and `name` for an application's own command line.
+    """Return `run`, `list`, `show`, `terminate` and `check` for an application's own command line.
 
     Add the group to a click group of yours.
 
@@ -49,3 +49,27 @@ def dlock_commands(
     from .group import mounted
 
     return mounted(factory, name=name, params=params)
+
+
+def lazy_commands(
+    factory: Callable[..., LockProvider], *, name: str = "dlock", params: Sequence[click.Parameter] = (), text: str = ""
+) -> click.Command:
+    """Return a command that loads what `dlock_commands` returns when it is called: a server needs no tables.
+
+    Args:
+        factory: As for `dlock_commands`, and so the rest.
+        name: Of the command.
+        params: Options of the command.
+        text: Its line in the list of commands.
+    """
+    import click
+
+    class Commands(click.Command):
+        def make_context(self, *args: Any, **extra: Any) -> click.Context:
+            try:
+                commands = dlock_commands(factory, name=name, params=params)
+            except ModuleNotFoundError as error:
+                raise click.ClickException(f"{error.name} is missing: pip install 'dlock-suite[cli]'") from None
+            return commands.make_context(*args, **extra)
+
+    return Commands(name, help=text)

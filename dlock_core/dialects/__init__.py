@@ -42,15 +42,13 @@ def find_dialect(name: str) -> ServerDialect | SQLite:
 
 def refusal_to_share(locks: ServerDialect | SQLite) -> str:
     """Say that a database has no shared locks, and which ones have."""
-    able = [database for database, kind in DATABASES.values() if kind.capabilities.shared]
-    return f"{locks.capabilities.mechanism} has no shared locks; {_listed(able)} have"
+    return _refusal(locks, "shared locks", [name for name, kind in DATABASES.values() if kind.capabilities.shared])
 
 
 def refusal_to_fence(locks: ServerDialect | SQLite) -> str:
     """Say that a database has no fencing tokens, and which ones have."""
-    able = [database for database, kind in DATABASES.values() if kind.capabilities.fencing]
-    return f"{locks.capabilities.mechanism} has no fencing tokens; {_listed(able)} have"
+    return _refusal(locks, "fencing tokens", [name for name, kind in DATABASES.values() if kind.capabilities.fencing])
 
 
-def _listed(databases: list[str]) -> str:
-    return f"{', '.join(databases[:-1])} and {databases[-1]}"
+def _refusal(locks: ServerDialect | SQLite, what: str, able: list[str]) -> str:
+    return f"{locks.capabilities.mechanism} has no {what}; {', '.join(able[:-1])} and {able[-1]} have"

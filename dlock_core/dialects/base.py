@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from sqlalchemy import text
+
+from ..errors import UnsafeEnvironmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,20 +17,21 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect, TextClause
 
     from ..keys import Key
-    from .views import View
 
 __all__ = [
     "PING",
+    "SESSION",
+    "TRANSACTION",
     "Capabilities",
-    "EndableStatements",
-    "LockDialect",
+    "Opener",
+    "Scope",
     "ServerDialect",
+    "ServerSession",
     "Session",
-    "Statements",
+    "check_driver",
     "error_number",
     "sqlstate",
 ]
-
 
 PING = text("SELECT 1")
 
@@ -47,14 +50,18 @@ class Capabilities:
     """The server can end a session that was silent for a time that we choose."""
 
 
-class Statements(Protocol):
-    """A server session as a dialect sees it."""
+class ServerSession(Protocol):
+    """A server session as a dialect sees it; the layer above has it."""
 
     driver_connection: Any
     label: str
     """What the server's views show when the session shows no key."""
     sqla: Dialect
     """SQLAlchemy's own dialect, which has asked the server what it is."""
+    number: int | None
+    """By which another session kills its statement; behind a pooler the driver may know another one."""
+    borrowed: bool
+    """It is under a connection of the caller's, of which nothing but its locks may change."""
 
     def first(self, statement: TextClause, /, **values: object) -> Sequence[Any]:
         """Run a statement and return its first row, an empty one where there is none."""
@@ -64,9 +71,17 @@ class Statements(Protocol):
         """Run a PL/SQL block and return the number that it assigns to `:answer`."""
         ...
 
+    def command(self, statement: TextClause) -> None:
+        """Run a statement that has no rows."""
+        ...
 
-class EndableStatements(Statements, Protocol):
-    """One that is ours to end."""
+    def begun(self) -> bool:
+        """Tell whether a transaction is open."""
+        ...
+
+    def rollback(self) -> None:
+        """End the driver's transaction."""
+        ...
 
     def hang_up(self) -> None:
         """Close its socket, from any thread, so that a statement on it fails at once."""
@@ -77,6 +92,9 @@ class EndableStatements(Statements, Protocol):
         ...
 
 
+Opener: TypeAlias = "Callable[[], ServerSession]"
+
+
 class Session(Protocol):
     """One holder in the eyes of the server, used by one borrower at a time."""
 
@@ -85,7 +103,9 @@ class Session(Protocol):
     silent: bool
     """It was given up, since the server did not answer: the next session would fare no better."""
     ended: bool
-    """Another thread has ended it, and told the losers: whatever the server still grants on it is gone."""
+    """Another thread has ended it, and reported its locks as lost: what the server still grants on it is gone."""
+    waiter: object
+    """What waits here, or did last."""
 
     def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         """Ask for the lock: once at 0, else the server waits; False may come early when it rounds."""
@@ -93,6 +113,10 @@ class Session(Protocol):
 
     def release(self, name: Any, *, shared: bool) -> bool:
         """Unlock; False when the server says that this session did not hold it."""
+        ...
+
+    def holds(self, name: Any, *, shared: bool) -> bool:
+        """Ask the server whether this session holds the lock now."""
         ...
 
     def next_token(self, name: Any) -> int:
@@ -111,8 +135,11 @@ class Session(Protocol):
         """End the session on the server, so that all that it holds is free; never raises."""
         ...
 
-    def interrupt(self) -> None:
-        """End a wait that another thread runs on this session; never raises."""
+    def interrupt(self, waiter: object = None) -> None:
+        """End a wait that another thread or task runs here, if it is this waiter's; never raises.
+
+        It reaches no later statement: the wait does not end before the call has returned.
+        """
         ...
 
     def park(self) -> None:
@@ -120,92 +147,98 @@ class Session(Protocol):
         ...
 
 
-class WithoutServer:
-    """What the watch over sessions is told of one without a server: silence means nothing."""
-
-    socket = None
-    watched = False
-    proof = inf
-    due = inf
-    silent = False
-
-    def stranded(self) -> bool:
-        """Tell that no event loop is needed."""
-        return False
-
-    def waits(self) -> bool:
-        """Tell that nobody waits at a server."""
-        return False
-
-    def beat(self) -> None:
-        """Do nothing: there is nobody to ask."""
-
-    def expired(self) -> bool:
-        """Tell that there is no lease."""
-        return False
+Scope = Literal["session", "transaction"]
+SESSION: Scope = "session"
+TRANSACTION: Scope = "transaction"
 
 
-class LockDialect(Protocol):
-    """One database's locks."""
-
-    capabilities: Capabilities
-
-    def name(self, prefix: str, key: Key) -> int | str:
-        """Map a checked key to the server's own name for it."""
-        ...
-
-
-class ServerDialect(LockDialect, Protocol):
+class ServerDialect(ABC):
     """A database server: its locks belong to a session, and statements take them.
 
-    A `label` is for people: where the server shows a name for each session, it is to be that.
+    A `mode` is one of the dialect's own. A `label` is for people: where the server shows a name for each session, it is
+    to be that.
     """
 
-    ping: TextClause
+    capabilities: Capabilities
+    ping: TextClause = PING
     """Asks for a sign of life."""
+    token: TextClause | None = None
+    """What gives a number that grows from one call to the next, over all sessions; None for nothing."""
+    shared: str = "shared"
+    exclusive: str = "exclusive"
+    update: str = ""
+    """The mode that goes with shared ones, alone among its kind, and may become exclusive; '' for none."""
+    modes: Sequence[str] = ()
+    """All modes by the database's own names, where it names them."""
+    counts_upgrades: bool = False
+    """An upgrade is a second grant, to be released as well."""
 
-    @property
-    def token(self) -> TextClause | None:
-        """What gives a number that grows from one call to the next, over all sessions; None for nothing."""
-        ...
+    @abstractmethod
+    def name(self, prefix: str, key: Key) -> int | str:
+        """Map a checked key to the server's own name for it."""
 
-    @property
-    def view(self) -> View:
-        """What shows who holds and who waits."""
-        ...
-
+    @abstractmethod
     def lost(self, error: BaseException) -> bool:
         """Tell whether a driver's error means that the session is gone, where SQLAlchemy does not know it."""
-        ...
 
-    def guard(
-        self, session: Statements, *, unsafe_ok: bool, another: Callable[[], EndableStatements] | None = None
-    ) -> bool:
+    @abstractmethod
+    def guard(self, session: ServerSession, *, allow_unsafe: bool, another: Opener | None = None) -> bool:
         """Refuse a server on which a lock protects nothing, changing nothing on it.
 
         Args:
             session: As it was opened.
-            unsafe_ok: Do not refuse.
+            allow_unsafe: Do not refuse.
             another: Opens a second one, to probe with; None where that is out of place.
 
         Returns:
-            Whether the session is ours alone, so that settings on it reach nobody else.
+            Whether the session is ours alone, so that settings on it reach no other client.
         """
-        ...
 
-    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:
+    @abstractmethod
+    def prepare(self, session: ServerSession, *, label: str, lease: float | None) -> None:
         """Set what keeps the server from taking the session, and its locks, away; with a lease, when it shall."""
-        ...
 
+    @abstractmethod
     def acquire(
-        self, session: Statements, name: Any, *, shared: bool, timeout: float | None, label: str | None
+        self, session: ServerSession, name: Any, *, mode: str, scope: Scope, timeout: float | None, label: str | None
     ) -> bool:
-        """Ask for the lock, see `Session.acquire`."""
-        ...
+        """Ask for the lock: once at 0, else the server waits; False may come early when it rounds.
 
-    def release(self, session: Statements, name: Any, *, shared: bool, label: str | None) -> bool:
-        """Unlock, see `Session.release`."""
-        ...
+        Raises:
+            DeadlockError: The session holds it already, or was chosen as a deadlock's victim.
+        """
+
+    def upgrade(self, session: ServerSession, name: Any, *, scope: Scope, timeout: float | None) -> bool | None:
+        """Ask for the exclusive mode, keeping what is held; None when the server says that nothing is."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def release(self, session: ServerSession, name: Any, *, mode: str, scope: Scope, label: str | None) -> bool:
+        """Undo one grant; False when the server says that this session held none."""
+
+    @abstractmethod
+    def holds(self, session: ServerSession, name: Any, *, mode: str) -> bool:
+        """Ask whether the session holds the lock now, without a change to it."""
+
+    def close(self) -> None:  # noqa: B027 - SQLite has its own
+        """Remove what is kept beside the sessions, which have ended; for a server that is nothing."""
+
+    def after_fork(self) -> None:  # noqa: B027 - same
+        """Start anew in a forked child."""
+
+
+def check_driver(session: ServerSession, drivers: tuple[str, ...]) -> None:
+    """Refuse a driver whose socket and session numbers are unknown here: a pooler, or a loss, would go unnoticed.
+
+    Raises:
+        UnsafeEnvironmentError: It is none of these.
+    """
+    driver = session.sqla.driver
+    if driver.removesuffix("_async") not in drivers:
+        raise UnsafeEnvironmentError(
+            f"the driver {driver} is not known here: a pooler or proxy before the server, and a lost session, would go "
+            f"unnoticed. Use {' or '.join(drivers)}, or allow_unsafe=True if you know better"
+        )
 
 
 def sqlstate(error: BaseException) -> str | None:

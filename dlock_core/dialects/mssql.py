@@ -6,38 +6,36 @@ relational-databases/system-stored-procedures/sp-getapplock-transact-sql
 The server counts how often a session takes a lock, so each statement looks first whose it is. Every
 batch has one SELECT and nothing else that counts rows, since the first result is what all drivers
 read: EXEC, IF, SET and DECLARE count none. `SET NOCOUNT ON` guards our own sessions besides; on a
-caller's it would outlast the batch and hide his row counts.
+caller's it would outlast the batch and hide the caller's row counts.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from .. import keys
 from ..errors import DeadlockError, LockConnectionError, LockStateError, UnsafeEnvironmentError, UnsupportedError
-from .base import PING, Capabilities, error_number
-from .mssql_view import MSSQLView
+from .base import SESSION, TRANSACTION, Capabilities, ServerDialect, check_driver, error_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..keys import Key
-    from .base import EndableStatements, Statements
+    from .base import Opener, Scope, ServerSession
 
-__all__ = ["EXCLUSIVE", "MODES", "MSSQL", "SHARED", "UPDATE", "Owner"]
+__all__ = ["MSSQL"]
 
-Owner = Literal["Session", "Transaction"]
-SHARED, UPDATE, EXCLUSIVE = "Shared", "Update", "Exclusive"
-MODES = ("IntentShared", SHARED, UPDATE, "IntentExclusive", EXCLUSIVE)
+OWNERS = {SESSION: "Session", TRANSACTION: "Transaction"}
+
+DRIVERS = ("pymssql", "pyodbc", "aioodbc")
 
 # Longest @LockTimeout, 24 days; longer waits are asked for again.
 MAX_MILLISECONDS = 2**31 - 1
-FOR_EVER = -1
+WITHOUT_LIMIT = -1
 
 # What our own batches answer beside the procedures' codes.
 NOT_ASKED = -1000
@@ -77,8 +75,9 @@ RELEASE = text("""
         EXEC @answer = sp_releaseapplock @Resource = @name, @LockOwner = @owner;
     SELECT @answer
 """)
+HOLDS = text("DECLARE @name nvarchar(255) = :name; SELECT APPLOCK_MODE('public', @name, 'Session')")
 
-CANCELLED = "the server ended the question without an answer: somebody cancelled it"
+CANCELLED = "the server ended the question without an answer: it was cancelled"
 REFUSED = (
     "sp_getapplock refuses the question (-999), as it does for arguments that it does not know; "
     "is this SQL Server, and may the user call it?"
@@ -90,7 +89,7 @@ LOSSES = frozenset({596, 6005, 6006, 40197, 40613, 20003, 20004, 20006, 20009, 2
 NO_CONNECTION = "Unknown error (0)"
 
 
-class MSSQL:
+class MSSQL(ServerDialect):
     """Application locks: exclusive, shared and update."""
 
     capabilities = Capabilities(
@@ -99,9 +98,9 @@ class MSSQL:
         server_waits=True,
         fencing=False,
     )
-    ping = PING
-    token = None
-    view = MSSQLView()
+    shared, update, exclusive = "Shared", "Update", "Exclusive"
+    modes = ("IntentShared", "Shared", "Update", "IntentExclusive", "Exclusive")
+    counts_upgrades = True
 
     def name(self, prefix: str, key: Key) -> str:
         return keys.mssql_name(prefix, key)
@@ -109,29 +108,19 @@ class MSSQL:
     def lost(self, error: BaseException) -> bool:
         return error_number(error) in LOSSES or NO_CONNECTION in str(error)
 
-    def guard(
-        self,
-        session: Statements,
-        *,
-        unsafe_ok: bool,
-        another: Callable[[], EndableStatements] | None = None,  # noqa: ARG002 - one session tells all
-    ) -> bool:
-        if unsafe_ok:
+    def guard(self, session: ServerSession, *, allow_unsafe: bool, another: Opener | None = None) -> bool:
+        if allow_unsafe:
             return True
-        if os.name == "nt" and getattr(session.sqla.loaded_dbapi, "pooling", False):
-            raise UnsafeEnvironmentError(
-                "Windows keeps pyodbc's connections, and the locks on them, for a while after they are closed: "
-                "set `pyodbc.pooling = False` before the process connects for the first time"
-            )
+        check_driver(session, DRIVERS)
         (updateability,) = session.first(ABOUT)
         if updateability == "READ_ONLY":
             raise UnsafeEnvironmentError(
-                "this database is read-only, as on a secondary replica: a lock here excludes nobody on the "
+                "this database is read-only, as on a secondary replica: a lock here excludes no session on the "
                 "primary. Give the lock provider the primary's URL (ApplicationIntent=ReadWrite)"
             )
         return True
 
-    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:  # noqa: ARG002 - the lock's name shows the key; there is no lease
+    def prepare(self, session: ServerSession, *, label: str, lease: float | None) -> None:
         # A limit that the application gave pyodbc for its own statements would end our waits.
         driver = getattr(session.driver_connection, "_conn", session.driver_connection)  # aioodbc's is inside
         if getattr(driver, "timeout", 0):
@@ -139,29 +128,13 @@ class MSSQL:
         session.first(SETTINGS)
 
     def acquire(
-        self,
-        session: Statements,
-        name: str,
-        *,
-        shared: bool,
-        timeout: float | None,
-        label: str | None,  # noqa: ARG002 - the lock's name shows the key
+        self, session: ServerSession, name: str, *, mode: str, scope: Scope, timeout: float | None, label: str | None
     ) -> bool:
-        return self.request(session, name, SHARED if shared else EXCLUSIVE, timeout)
-
-    def request(
-        self, session: Statements, name: str, mode: str, timeout: float | None, *, owner: Owner = "Session"
-    ) -> bool:
-        """Ask for the lock in a mode, for the session or for its transaction.
-
-        Raises:
-            DeadlockError: The session holds it already, or was chosen as a deadlock's victim.
-            LockStateError: It is for a transaction, and there is none.
-        """
-        code = self._ask(session, ACQUIRE, name=name, owner=owner, mode=mode, milliseconds=_milliseconds(timeout))
+        values = {"name": name, "owner": OWNERS[scope], "mode": mode, "milliseconds": _milliseconds(timeout)}
+        code = self._ask(session, ACQUIRE, **values)
         if code == NO_TRANSACTION:
             session.first(BEGIN)
-            code = self._ask(session, ACQUIRE, name=name, owner=owner, mode=mode, milliseconds=_milliseconds(timeout))
+            code = self._ask(session, ACQUIRE, **values)
         match code:
             case -1000 if timeout == 0:  # NOT_ASKED
                 return False
@@ -174,27 +147,21 @@ class MSSQL:
             case _:
                 return _granted(code)
 
-    def upgrade(
-        self, session: Statements, name: str, timeout: float | None, *, owner: Owner = "Session"
-    ) -> bool | None:
-        """Ask for the exclusive mode beside the one held, which stays; None when the session holds none."""
-        code = self._ask(session, UPGRADE, name=name, owner=owner, milliseconds=_milliseconds(timeout))
+    def upgrade(self, session: ServerSession, name: str, *, scope: Scope, timeout: float | None) -> bool | None:
+        """Ask for the exclusive mode beside the one held, which stays."""
+        code = self._ask(session, UPGRADE, name=name, owner=OWNERS[scope], milliseconds=_milliseconds(timeout))
         return None if code == NOT_ASKED else _granted(code)
 
     @staticmethod
-    def _ask(session: Statements, statement: Any, **values: object) -> int:
+    def _ask(session: ServerSession, statement: Any, **values: object) -> int:
         answer: Sequence[int] = session.first(statement, **values)
         if not answer:  # what is left of a batch that was cancelled
             raise LockConnectionError(CANCELLED)
         return int(answer[0])
 
-    def release(self, session: Statements, name: str, *, shared: bool, label: str | None) -> bool:  # noqa: ARG002
-        return self.free(session, name)
-
-    def free(self, session: Statements, name: str, *, owner: Owner = "Session") -> bool:
-        """Undo one grant; False when the server says that the session held none."""
+    def release(self, session: ServerSession, name: str, *, mode: str, scope: Scope, label: str | None) -> bool:
         try:
-            code = self._ask(session, RELEASE, name=name, owner=owner)
+            code = self._ask(session, RELEASE, name=name, owner=OWNERS[scope])
         except DBAPIError as error:
             if error_number(error) == NOT_HELD:
                 return False
@@ -206,6 +173,12 @@ class MSSQL:
                 return False
             case _:  # -999: held, and not released
                 raise LockConnectionError(f"sp_releaseapplock answered {code}, and the lock may be held still")
+
+    def holds(self, session: ServerSession, name: str, *, mode: str) -> bool:
+        answer = session.first(HOLDS, name=name)
+        if not answer:
+            raise LockConnectionError(CANCELLED)
+        return bool(answer[0] == mode)
 
 
 def _granted(code: int) -> bool:
@@ -226,4 +199,4 @@ def _granted(code: int) -> bool:
 
 def _milliseconds(timeout: float | None) -> int:
     """Round up: a wait is never too short."""
-    return FOR_EVER if timeout is None else min(math.ceil(timeout * 1000), MAX_MILLISECONDS)
+    return WITHOUT_LIMIT if timeout is None else min(math.ceil(timeout * 1000), MAX_MILLISECONDS)

@@ -6,7 +6,7 @@ tell. https://dev.mysql.com/doc/refman/en/locking-functions.html
 https://mariadb.com/docs/server/reference/sql-functions/secondary-functions/miscellaneous-functions/get_lock
 
 MySQL rounds the timeout to whole seconds, so a limit on the statement does the timing; MariaDB takes
-fractions, but no negative number for "for ever". A session would get its own lock a second time, so
+fractions, but no negative number for "without limit". A session would get its own lock a second time, so
 each statement looks first whose it is. An error is no grant: a wait that races with a limit or a kill
 either ends in the error or holds the lock, on both servers, as long as GET_LOCK is evaluated last.
 """
@@ -20,31 +20,40 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from .. import keys
-from ..errors import DeadlockError, LockConnectionError, UnsafeEnvironmentError
-from .base import PING, Capabilities, error_number
-from .mysql_view import MySQLView
+from ..errors import DeadlockError, UnsafeEnvironmentError
+from .base import Capabilities, ServerDialect, check_driver, error_number
+from .failures import StatementCancelledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..keys import Key
-    from .base import EndableStatements, Statements
+    from .base import Opener, Scope, ServerSession
 
 __all__ = ["MySQL"]
+
+DRIVERS = ("pymysql", "mysqldb", "aiomysql", "asyncmy")
 
 # Longest wait in one statement: the limit is in milliseconds and has 32 bits. Longer ones are asked
 # for again, every 49 days.
 MAX_SECONDS = 4_294_967
 
-# What makes a lock here protect nothing; variables that a server does not know do not appear.
-HAZARDS = text("""
-    SHOW GLOBAL VARIABLES
-    WHERE variable_name IN ('group_replication_group_name', 'innodb_read_only', 'read_only', 'wsrep_on')
-      AND value NOT IN ('OFF', '0', '')
-""")
+# What makes a lock here protect nothing; variables that a server does not know do not appear. A SELECT, as the locks
+# themselves: a proxy that sends these to replicas must send this question there too.
+_HAZARDS = """
+    SELECT CONNECTION_ID(), hazard.variable_name, hazard.variable_value
+    FROM (SELECT 1) AS one LEFT JOIN {}.global_variables AS hazard
+    ON hazard.variable_name IN ('group_replication_group_name', 'innodb_read_only', 'read_only', 'wsrep_on')
+       AND hazard.variable_value NOT IN ('OFF', '0', '')
+    LIMIT 1
+"""
+MYSQL_HAZARDS = text(_HAZARDS.format("performance_schema"))
+MARIADB_HAZARDS = text(_HAZARDS.format("information_schema"))
+# The handshake has room for 32 bits of a connection's number.
+HANDSHAKE_IDS = 2**32
 
 # Limits that would end a waiter, or an idle holder; on Windows less than a year is allowed. MariaDB's
-# limits on idle transactions are for whoever sets autocommit aside. The variables are for whoever inspects.
+# limits on idle transactions apply without autocommit only. The variables are for inspection.
 MYSQL_SETTINGS = text("""
     SET SESSION wait_timeout = COALESCE(:idle, IF(@@version_compile_os LIKE 'Win%', 2147483, 31536000)),
                 max_execution_time = 0, @dlock_session = :label, @dlock_since = UNIX_TIMESTAMP()
@@ -68,16 +77,18 @@ WAIT_ON_MARIADB = text("""
     SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
 """)
 UNLOCK = text("SELECT RELEASE_LOCK(:name)")
+HOLDS = text("SELECT COALESCE(IS_USED_LOCK(:name) = CONNECTION_ID(), 0)")
 # Start of the server and a counter for all its sessions, without the number of the server, which would not
 # fit in 64 bits with sign. It grows over restarts while the server's clock does not run back.
 TOKEN = text("SELECT UUID_SHORT() & 72057594037927935")
 
-KILLED = (
-    "the server ended the question without an answer: somebody killed it, or the server shuts down or is out of memory"
-)
+# Killed, or the server shuts down: it may say so before it hangs up. Errors of its reads and writes on the network.
+LOSSES = frozenset({1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 2006, 2013, 2055, 4031})
+
+KILLED = "the server ended the question without an answer: it was killed, or the server shuts down or is out of memory"
 
 
-class MySQL:
+class MySQL(ServerDialect):
     """GET_LOCK, exclusive only; the same for MariaDB."""
 
     capabilities = Capabilities(
@@ -87,41 +98,36 @@ class MySQL:
         lease=True,
     )
 
-    ping = PING
     token = TOKEN
-    view = MySQLView()
 
     def name(self, prefix: str, key: Key) -> str:
         return keys.mysql_name(prefix, key)
 
-    def lost(self, error: BaseException) -> bool:  # noqa: ARG002 - SQLAlchemy knows them all
-        return False
+    def lost(self, error: BaseException) -> bool:
+        return error_number(error) in LOSSES
 
-    def guard(
-        self,
-        session: Statements,
-        *,
-        unsafe_ok: bool,
-        another: Callable[[], EndableStatements] | None = None,  # noqa: ARG002 - one session tells all
-    ) -> bool:
-        hazard = () if unsafe_ok else session.first(HAZARDS)
-        if hazard:
-            variable, value = hazard
+    def guard(self, session: ServerSession, *, allow_unsafe: bool, another: Opener | None = None) -> bool:
+        if allow_unsafe:
+            return True
+        check_driver(session, DRIVERS)
+        number, variable, value = session.first(MARIADB_HAZARDS if _is_mariadb(session) else MYSQL_HAZARDS)
+        if variable:
             raise UnsafeEnvironmentError(_refusal(variable.lower(), value))
+        promised = getattr(session.driver_connection, "thread_id", lambda: None)()
+        if promised is not None and promised % HANDSHAKE_IDS != number % HANDSHAKE_IDS:
+            raise UnsafeEnvironmentError(
+                f"a proxy stands between us and the server (the driver was promised connection {promised}, and "
+                f"{number} answers): statements of one session may reach different servers, and each has locks of its "
+                "own. Give the lock provider the primary's own URL; if the proxy always leads there, allow_unsafe=True"
+            )
         return True
 
-    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:
+    def prepare(self, session: ServerSession, *, label: str, lease: float | None) -> None:
         settings = MARIADB_SETTINGS if _is_mariadb(session) else MYSQL_SETTINGS
         session.first(settings, label=label, idle=None if lease is None else math.ceil(lease))
 
     def acquire(
-        self,
-        session: Statements,
-        name: str,
-        *,
-        shared: bool,  # noqa: ARG002 - there are no shared locks
-        timeout: float | None,
-        label: str | None,  # noqa: ARG002 - the lock's name shows the key
+        self, session: ServerSession, name: str, *, mode: str, scope: Scope, timeout: float | None, label: str | None
     ) -> bool:
         try:
             answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout)
@@ -137,13 +143,16 @@ class MySQL:
             case -1:
                 raise DeadlockError("this session holds the lock already and would wait for itself")
             case _:
-                raise LockConnectionError(KILLED)
+                raise StatementCancelledError(KILLED)
 
-    def release(self, session: Statements, name: str, *, shared: bool, label: str | None) -> bool:  # noqa: ARG002
-        return bool(session.first(UNLOCK, name=name)[0])  # 0: another's, NULL: nobody's
+    def release(self, session: ServerSession, name: str, *, mode: str, scope: Scope, label: str | None) -> bool:
+        return bool(session.first(UNLOCK, name=name)[0])  # 0: another's, NULL: free
+
+    def holds(self, session: ServerSession, name: str, *, mode: str) -> bool:
+        return bool(session.first(HOLDS, name=name)[0])
 
 
-def _wait(session: Statements, name: str, timeout: float | None) -> Sequence[int | None]:
+def _wait(session: ServerSession, name: str, timeout: float | None) -> Sequence[int | None]:
     """Let the server wait; both servers round up to milliseconds, so no wait is early or endless."""
     limit = MAX_SECONDS if timeout is None else min(timeout, MAX_SECONDS)
     milliseconds = max(1, math.ceil(limit * 1000))
@@ -160,12 +169,12 @@ def _not_granted(error: DBAPIError) -> bool:
         case 3058 | 1213:  # ER_USER_LOCK_DEADLOCK on MySQL, ER_LOCK_DEADLOCK on MariaDB
             raise DeadlockError("the server chose this wait as the victim of a deadlock") from error
         case 1317:  # ER_QUERY_INTERRUPTED: what MariaDB says by NULL
-            raise LockConnectionError(KILLED) from error
+            raise StatementCancelledError(KILLED) from error
         case _:
             raise error
 
 
-def _is_mariadb(session: Statements) -> bool:
+def _is_mariadb(session: ServerSession) -> bool:
     return bool(getattr(session.sqla, "is_mariadb", False))
 
 
@@ -174,15 +183,15 @@ def _refusal(variable: str, value: str) -> str:
         case "wsrep_on":
             return (
                 "this server is a node of a Galera cluster (wsrep_on=ON), and each node has locks of its own. Give "
-                "the lock provider a URL that always leads to one and the same node, and unsafe_ok=True"
+                "the lock provider a URL that always leads to one and the same node, and allow_unsafe=True"
             )
         case "group_replication_group_name":
             return (
                 "this server belongs to a replication group, and each member has locks of its own. Give the lock "
-                "provider a URL that always leads to the primary, and unsafe_ok=True"
+                "provider a URL that always leads to the primary, and allow_unsafe=True"
             )
         case _:
             return (
-                f"this server is read-only ({variable}={value}), as replicas are: a lock here excludes nobody on "
+                f"this server is read-only ({variable}={value}), as replicas are: a lock here excludes no session on "
                 "the primary. Give the lock provider the primary's URL"
             )

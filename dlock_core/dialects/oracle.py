@@ -5,7 +5,7 @@ cluster (RAC). https://docs.oracle.com/en/database/oracle/oracle-database/19/arp
 
 The functions take a BOOLEAN, which SQL did not have before release 23ai, so they are called in
 anonymous PL/SQL blocks that give their answer in a bind. Timeouts are whole seconds, rounded up; the
-longest, 32767, means for ever, so longer ones are asked for again. The user needs a grant:
+longest, 32767, means without limit, so longer ones are asked for again. The user needs a grant:
 GRANT EXECUTE ON SYS.DBMS_LOCK TO the_user.
 """
 
@@ -19,22 +19,17 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import keys
 from ..errors import DeadlockError, LockConnectionError, UnsafeEnvironmentError, UnsupportedError
-from .base import Capabilities, error_number
-from .oracle_view import OracleView
+from .base import TRANSACTION, Capabilities, ServerDialect, check_driver, error_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import TextClause
 
     from ..keys import Key
-    from .base import EndableStatements, Statements
+    from .base import Opener, Scope, ServerSession
 
-__all__ = ["EXCLUSIVE", "MODES", "SHARED", "UPDATE", "Oracle"]
+__all__ = ["Oracle"]
 
 MODES = {"NL": 1, "SS": 2, "SX": 3, "S": 4, "SSX": 5, "X": 6}
-# Many who share, or one who may become exclusive beside them, or one alone.
-SHARED, UPDATE, EXCLUSIVE = "SS", "SSX", "X"
 
 MAXWAIT = 32767
 
@@ -78,7 +73,7 @@ LOSSES = frozenset({28, 1012, 1033, 1034, 1041, 1089, 1090, 1092, 2396, 2399, 31
 CANCELLED = frozenset({1013, 3156})  # by the user, by the driver's call_timeout
 
 
-class Oracle:
+class Oracle(ServerDialect):
     """User locks in six modes."""
 
     capabilities = Capabilities(
@@ -88,8 +83,8 @@ class Oracle:
         fencing=False,
     )
     ping = PING
-    token = None
-    view = OracleView()
+    shared, update, exclusive = "SS", "SSX", "X"
+    modes = tuple(MODES)
 
     def name(self, prefix: str, key: Key) -> int:
         return keys.oracle_id(prefix, key)
@@ -97,16 +92,11 @@ class Oracle:
     def lost(self, error: BaseException) -> bool:
         return error_number(error) in LOSSES
 
-    def guard(
-        self,
-        session: Statements,
-        *,
-        unsafe_ok: bool,
-        another: Callable[[], EndableStatements] | None = None,  # noqa: ARG002 - one session tells all
-    ) -> bool:
+    def guard(self, session: ServerSession, *, allow_unsafe: bool, another: Opener | None = None) -> bool:
         _called(session, RIGHTS)
-        if unsafe_ok:
+        if allow_unsafe:
             return True
+        check_driver(session, ("oracledb",))
         if "pooled" in str(getattr(session.driver_connection, "dsn", "")).lower():
             raise UnsafeEnvironmentError(
                 "this is a pooled server (DRCP), which keeps sessions, and the locks on them, after they are closed. "
@@ -115,46 +105,22 @@ class Oracle:
         (role,) = session.first(ABOUT)
         if role not in (None, "PRIMARY"):
             raise UnsafeEnvironmentError(
-                f"this database is a standby ({role}): a lock here excludes nobody on the primary. "
+                f"this database is a standby ({role}): a lock here excludes no session on the primary. "
                 "Give the lock provider the primary's URL"
             )
         return True
 
-    def prepare(self, session: Statements, *, label: str, lease: float | None) -> None:  # noqa: ARG002 - there is none
+    def prepare(self, session: ServerSession, *, label: str, lease: float | None) -> None:
         # A limit that the application gave the driver for its own statements would end our waits.
         if getattr(session.driver_connection, "call_timeout", 0):
             session.driver_connection.call_timeout = 0
         session.answer(SHOW, label=label)
 
     def acquire(
-        self, session: Statements, name: int, *, shared: bool, timeout: float | None, label: str | None
+        self, session: ServerSession, name: int, *, mode: str, scope: Scope, timeout: float | None, label: str | None
     ) -> bool:
-        return self.request(session, name, SHARED if shared else EXCLUSIVE, timeout, label=label)
-
-    def request(
-        self,
-        session: Statements,
-        name: int,
-        mode: str,
-        timeout: float | None,
-        *,
-        on_commit: bool = False,
-        label: str | None = None,
-    ) -> bool:
-        """Ask for the lock in a mode.
-
-        Args:
-            session: The session that shall hold it.
-            name: The lock's number.
-            mode: One of `MODES`.
-            timeout: Seconds, rounded up.
-            on_commit: Release it at the end of the transaction.
-            label: What people are to read.
-
-        Raises:
-            DeadlockError: The session holds it already, or was chosen as a deadlock's victim.
-        """
-        values = {"lock_id": name, "lock_mode": MODES[mode], "seconds": _seconds(timeout), "on_commit": int(on_commit)}
+        values = {"lock_id": name, "lock_mode": MODES[mode], "seconds": _seconds(timeout)}
+        values["on_commit"] = int(scope == TRANSACTION)
         if label is None:
             code = _called(session, REQUEST, **values)
         else:
@@ -165,12 +131,12 @@ class Oracle:
             return False
         raise DeadlockError("this session holds the lock already and would wait for itself")
 
-    def upgrade(self, session: Statements, name: int, timeout: float | None) -> bool | None:
-        """Exchange the mode for the exclusive one; None when the session holds none."""
-        code = _called(session, CONVERT, lock_id=name, lock_mode=MODES[EXCLUSIVE], seconds=_seconds(timeout))
+    def upgrade(self, session: ServerSession, name: int, *, scope: Scope, timeout: float | None) -> bool | None:
+        """Exchange the mode for the exclusive one."""
+        code = _called(session, CONVERT, lock_id=name, lock_mode=MODES[self.exclusive], seconds=_seconds(timeout))
         return None if code == 4 else _granted(code, "CONVERT")  # noqa: PLR2004 - documented: not owned
 
-    def release(self, session: Statements, name: int, *, shared: bool, label: str | None) -> bool:  # noqa: ARG002
+    def release(self, session: ServerSession, name: int, *, mode: str, scope: Scope, label: str | None) -> bool:
         if label is None:
             code = _called(session, RELEASE, lock_id=name)
         else:
@@ -183,8 +149,13 @@ class Oracle:
             case _:  # 3, 5: the arguments
                 raise LockConnectionError(f"DBMS_LOCK.RELEASE answered {code}, and the lock may be held still")
 
+    def holds(self, session: ServerSession, name: int, *, mode: str) -> bool:
+        """Exchange the mode for itself: a user may look at V$LOCK only with a grant."""
+        code = _called(session, CONVERT, lock_id=name, lock_mode=MODES[mode], seconds=0)
+        return code != 4 and _granted(code, "CONVERT")  # noqa: PLR2004 - documented: not owned
 
-def _called(session: Statements, block: TextClause, **values: Any) -> int:
+
+def _called(session: ServerSession, block: TextClause, **values: Any) -> int:
     try:
         return int(session.answer(block, **values))
     except DBAPIError as error:

@@ -59,7 +59,7 @@ def database() -> sa.Engine:
 @app.task(name="billing.bill")
 @single_instance(key="customer:{customer}", on_conflict="retry", retry_delay=0.2)
 def bill(customer: int, month: str) -> int:
-    """Bill a customer once a month: look, think, write. Whoever meets another at it comes back later."""
+    """Bill a customer once a month: look, think, write. A task that meets another one comes back later."""
     assert_locked()
     mine = (ledger.c.customer == customer) & (ledger.c.month == month)
     with database().begin() as connection:
@@ -93,7 +93,7 @@ def report() -> str:
 
 
 def main() -> None:
-    """Start worker and beat, bill everybody twice at the same time, and print what came of it."""
+    """Start worker and beat, bill all customers twice at the same time, and print what came of it."""
     metadata.create_all(database())
     command = [sys.executable, "-m", "celery", "-A", "billing", "worker", "--beat", "-c", "4", "-l", "INFO"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}

@@ -6,8 +6,8 @@
 Or `gunicorn 'app:create_app()'`. Its database and files are in `instance/`, unless DATABASE_URL and
 EXPORTS_FOLDER say otherwise.
 
-Who clicks first sees the progress; who clicks meanwhile, in another window, on another worker or
-machine, reads that it is already running. Who leaves frees the lock, and so does a worker that dies.
+The first click shows the progress; a later one, in another window, on another worker or machine,
+shows that the export is already running. Closing the window frees the lock, and so does a worker that dies.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ dlock = DLock(prefix="exports")
 
 
 class Order(Base):
-    """Somebody bought something."""
+    """One item that a customer bought."""
 
     __tablename__ = "orders"
 
@@ -71,7 +71,7 @@ REPORTS: dict[str, tuple[str, str, sa.Select[Any]]] = {
     ),
     "customers": (
         "Revenue by customer",
-        "Who bought how much, in euros.",
+        "How much each customer bought, in euros.",
         sa.select(Order.customer, sa.func.count().label("orders"), euros.label("euros")).group_by(Order.customer),
     ),
     "items": (

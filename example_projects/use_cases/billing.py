@@ -34,7 +34,7 @@ def bill(user_id: int) -> str:
             connection.execute(bills.insert().values(user_id=user_id))
             return "billed"
     except LockTimeoutError:
-        return "another worker is at it"
+        return "another worker bills"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ locks = AsyncLockProvider(os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///ap
 
 @app.post("/resources/{resource_id}/export")
 async def export(resource_id: str) -> dict[str, str]:
-    """Export a resource, unless somebody does already."""
+    """Export a resource, unless another request does already."""
     try:
         async with locks.lock(resource_id, timeout=0):
             await asyncio.sleep(1)  # the work

@@ -22,7 +22,7 @@ profiles = sa.Table(
 
 @locks.locked("profile:{user_id}", timeout=10)
 def add_name(user_id: int, name: str) -> None:
-    """Read, think, write: what nobody must do at the same time for the same user."""
+    """Read, think, write: what must not happen twice at the same time for the same user."""
     with engine.begin() as connection:
         names = connection.scalar(sa.select(profiles.c.names).where(profiles.c.user_id == user_id))
     time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A scheduled job on several servers: whoever comes first runs it, the others leave it out."""
+"""A scheduled job on several servers: the first one runs it, the others leave it out."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _act(task: Task[Any, Any], stage: str, do: str, run: str) -> str:
 
 
 def _linger(stage: str, run: str, seconds: float) -> None:
-    """Take time to clean up when the process is told to end."""
+    """Take time to clean up when the process is asked to end."""
     try:
         wait_for_gate(stage, run)
     finally:

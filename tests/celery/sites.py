@@ -40,7 +40,7 @@ __all__ = [
 REDIS_URL = os.environ.get("DLOCK_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 AMQP_URL = os.environ.get("DLOCK_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
 # What CI runs; the full product is for `make test-all`.
-PAIRS = [("rabbitmq", "postgresql"), ("redis", "mariadb"), ("filesystem", "sqlite")]
+PAIRS = [("filesystem", "sqlite"), ("rabbitmq", "postgresql"), ("redis", "mariadb")]
 PRODUCT = [(broker, database) for broker, _ in PAIRS for _, database in PAIRS]
 DRIVERS = {"postgresql": "postgresql+psycopg", "mariadb": "mysql+pymysql", "mysql": "mysql+pymysql"}
 
@@ -79,7 +79,7 @@ class Site:
         wait_until(lambda: result.state in states, f"{result.id} to become {states}, not {result.state}", seconds)
 
     def declare_dead_letters(self) -> tuple[Queue, Callable[[], str | None]]:
-        """Declare a queue with dead letters that the workers consume; return it, and who looks for a dead one."""
+        """Declare a queue with dead letters that the workers consume; return it, and what looks for a dead one."""
         connection = self._open.enter_context(Connection(AMQP_URL))
         dead = Queue(f"{self.name}.dead", channel=connection.channel())
         dead.declare()
@@ -178,6 +178,13 @@ def _redis(name: str, folder: Path, lock_url: str) -> dict[str, Any]:
 
 
 def _clean_redis(site: Site) -> None:
+    # What app.close() only forgets; the pools of other brokers are shared by all apps with their URL.
+    pool: Any = site.app.pool
+    results: Any = site.app.backend
+    pool.force_close_all()
+    results.result_consumer.stop()
+    results.result_consumer._pubsub = None  # a result that is collected later would unsubscribe over a new connection
+    results.client.connection_pool.disconnect()
     client = redis.Redis.from_url(REDIS_URL)
     for key in client.scan_iter(match=f"*{site.name}*", count=1000):
         client.delete(key)

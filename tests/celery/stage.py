@@ -60,7 +60,7 @@ def wait_for_gate(stage: str, run: str) -> None:
     """Show signs of life until the test opens the gate."""
     deadline = time.monotonic() + PATIENCE
     while not Path(stage, "gate").exists():
-        assert time.monotonic() < deadline, "nobody opened the gate"
+        assert time.monotonic() < deadline, "the gate was not opened"
         work(stage, run, 0.01)
 
 
@@ -105,7 +105,7 @@ class Stage:
         Path(self.path, "gate").touch()
 
     def assert_no_overlap(self) -> None:
-        """Nobody saw one body at work when the next had begun."""
+        """No process saw one body at work when the next had begun."""
         runs = sorted(self.runs(), key=lambda run: run.began)
         overlaps = [(one, other) for one, other in pairwise(runs) if one.seen > other.began]
         assert not overlaps, overlaps

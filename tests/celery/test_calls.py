@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery, Task, shared_task
+from celery.app.trace import build_tracer
 from celery.exceptions import ImproperlyConfigured
+from celery.signals import task_revoked
 
-import dlock_celery
 from dlock_celery import (
     DLock,
     LockConflictError,
@@ -25,10 +28,14 @@ from dlock_celery import (
     get_provider,
     lock_acquired,
     lock_conflict,
+    lock_lost,
     lock_released,
     single_instance,
 )
 from dlock_core import DeadlockError, LockConnectionError, LockStateError
+from dlock_core.adapters import PROVIDER_OPTIONS
+from tests.conftest import server
+from tests.contract.witnesses import witness_of
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def app(tmp_path: Path) -> Iterator[Celery]:
 
 @contextmanager
 def held(app: Celery, key: Any) -> Iterator[None]:
-    """Let somebody else hold a key."""
+    """Let another hold a key."""
     lock = get_provider(app).lock(key, timeout=5)
     with lock:
         lock.disown()
@@ -116,7 +123,7 @@ def test_an_app_that_is_always_eager_honours_locks(app: Celery) -> None:
 @pytest.mark.parametrize("timeout", [0, 30])
 @pytest.mark.parametrize("how", ["eager", "direct"])
 def test_a_task_that_calls_itself_meets_its_own_lock(app: Celery, how: str, timeout: float) -> None:
-    """It is skipped, and nobody waits for himself: that is an error at once."""
+    """It is skipped, and no caller waits for itself: that is an error at once."""
 
     def body(depth: int) -> Any:
         task = app.tasks["the-task"]
@@ -175,7 +182,7 @@ def test_the_body_cannot_be_reached_around_the_lock(app: Celery) -> None:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return self.run(*args, **kwargs)
 
-    for name, base in (("polite", Task), ("rude", Rude), ("late", Rude)):
+    for name, base in (("plain", Task), ("rude", Rude), ("late", Rude)):
         task = declare(app, "decorator", {"skip_result": "skipped"}, lambda: "ran", name=name, base=base)
         if name == "late":
             app.finalize()
@@ -195,7 +202,7 @@ def test_arguments_are_checked_when_a_message_is_sent(app: Celery) -> None:
 
 def test_the_decorator_on_the_wrong_side_says_so(app: Celery) -> None:
     """Above `@app.task` it would decorate a task."""
-    lazy: Any = app.task(name="plain", shared=False)(test_the_public_names_exist)
+    lazy: Any = app.task(name="plain", shared=False)(held)
     for wrong, complaint in ((lazy, "under @app"), (app.tasks["plain"], "under @app"), ("key", "for example as key=")):
         with pytest.raises(TypeError, match=complaint):
             single_instance(wrong)  # type: ignore[type-var]
@@ -316,14 +323,82 @@ def test_a_database_that_is_down_is_an_error_of_ours(app: Celery) -> None:
     assert unlocked() is None
 
 
+@pytest.mark.parametrize("where", ["the task", "an annotation"])
+def test_an_option_alone_makes_a_lock(app: Celery, where: str) -> None:
+    """On a task that has neither decorator nor base, such as a library's; another task stays as it is."""
+    options = {"lock_key": "k:{x}"}
+    annotations = {"*": {"lock_timeout": 0}, **({"the-task": options} if where == "an annotation" else {})}
+    app.conf.task_annotations = annotations
+    declare_task: Any = app.task
+
+    def keys(x: int) -> Any:
+        lock = current_lock()
+        return lock and lock.key
+
+    task = declare_task(name="the-task", shared=False, **(options if where == "the task" else {}))(keys)
+    plain = declare_task(name="plain", shared=False)(keys)
+    app.finalize()  # as a worker does
+    assert (task(7), plain(7)) == ("k:7", None)
+
+
+def test_a_misspelt_option_of_a_task_is_refused(app: Celery) -> None:
+    """Where it is nearly one of ours."""
+    with pytest.raises(ImproperlyConfigured, match=r"no option lock_on_conflit: did you mean lock_on_conflict\?"):
+        declare(app, "base", {"on_conflit": "raise"}, lambda: None)()
+
+
+def test_a_second_decorator_is_refused() -> None:
+    """It would be ignored in silence."""
+    with pytest.raises(TypeError, match="twice"):
+        single_instance(key="a")(single_instance(key="b")(lambda: None))
+
+
+def test_a_revoked_task_is_reported_to_celery_s_receivers(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the signal and the event that Celery itself sends; a monitor would show it as started without end."""
+    app.conf.worker_send_task_events = True
+    task = declare(app, "decorator", {"key": "k", "on_conflict": "revoke"}, lambda: pytest.fail("ran"))
+    app.finalize()
+    noted: list[Any] = []
+    dispatcher = Mock()
+
+    def receive(sender: Any, request: Any, terminated: bool, **_: Any) -> None:
+        noted.append((sender.name, request.id, terminated))
+
+    message = {"id": "7", "is_eager": False, "called_directly": False, "hostname": "here", "delivery_info": {}}
+    run: Any = build_tracer(task.name, app.tasks[task.name], app=app)
+    monkeypatch.setattr(app.events, "default_dispatcher", lambda **_: nullcontext(dispatcher))
+    task_revoked.connect(receive)
+    try:
+        with held(app, "k"):
+            run("7", (), {}, request=message)
+    finally:
+        task_revoked.disconnect(receive)
+    assert noted == [("the-task", "7", False)]
+    assert str(app.AsyncResult("7").state) == "REVOKED"
+    dispatcher.send.assert_called_once_with("task-revoked", uuid="7", terminated=False, signum=None, expired=False)
+
+
+def test_each_run_can_have_a_fencing_token(app: Celery) -> None:
+    """Which grows from run to run."""
+    task = declare(app, "decorator", {"fencing": True}, lambda: current_lock().fencing_token)  # type: ignore[union-attr]
+    assert task() < task()
+
+
 def test_signals_tell_what_happens(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
-    """To whoever listens; and a log line names key and task of a skip."""
+    """A receiver learns the holder; and a log line names key and task of a skip."""
     task = declare(app, "decorator", {"key": "k:{x}"}, lambda x: None)
     heard: list[tuple[str, Any]] = []
 
-    def listen(signal: Any, sender: Any, key: Any, **_: Any) -> None:
+    def listen(signal: Any, sender: Any, key: Any, **about: Any) -> None:
         assert sender.name == "the-task"
+        assert about.keys() == {"bind", "task_id", *arguments[signal.name]}
         heard.append((signal.name, key))
+
+    arguments = {
+        "lock_acquired": {"waited"},
+        "lock_released": {"held_for"},
+        "lock_conflict": {"waited", "on_conflict", "holder", "attempts"},
+    }
 
     signals = (lock_acquired, lock_released, lock_conflict)
     for signal in signals:
@@ -349,8 +424,66 @@ def test_a_conflict_is_whole_after_pickle_and_json() -> None:
         )
 
 
-def test_the_public_names_exist() -> None:
-    """And `from dlock_celery import *` gives them all."""
-    names: dict[str, Any] = {}
-    exec("from dlock_celery import *", names)
-    assert set(dlock_celery.__all__) == names.keys() - {"__builtins__"}
+def test_a_loss_is_reported_to_receivers_while_the_body_runs() -> None:
+    """With the task, its key and the lost lock; once, and no release is reported."""
+    running = server("postgresql")
+    app = Celery("losing", set_as_current=False, backend="cache+memory://", broker="memory://")
+    DLock(app, url=running.url("postgresql+psycopg"))
+    witness, heard = witness_of(running), threading.Event()
+    noted: list[Any] = []
+
+    def lose(x: int) -> tuple[int, bool]:
+        witness.break_lock()
+        return x, heard.wait(10)
+
+    def receive_loss(sender: Any, task_id: Any, key: Any, lock: Any, held_for: float, **_: Any) -> None:
+        noted.append((sender.name, task_id, key, lock.lost and held_for >= 0))
+        heard.set()
+
+    def receive_release(**_: Any) -> None:
+        noted.append("released")
+
+    task = declare(app, "decorator", {"key": "k:{x}"}, lose)
+    lock_lost.connect(receive_loss)
+    lock_released.connect(receive_release)
+    try:
+        assert task(7) == (7, True)
+    finally:
+        lock_lost.disconnect(receive_loss)
+        lock_released.disconnect(receive_release)
+        get_provider(app).close()
+        app.close()
+        witness.close()
+    assert noted == [("the-task", None, "k:7", True)]
+
+
+@pytest.mark.parametrize("finalized", [False, True])
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("dlock_allow_unsafeay", r"there is no setting dlock_allow_unsafeay: did you mean dlock_allow_unsafe\?"),
+        ("dlock_on_conflit", r"did you mean dlock_on_conflict\?"),
+        ("dlock_key", "there is no setting dlock_key"),
+    ],
+)
+def test_a_misspelt_setting_is_named_when_a_task_is_bound(
+    app: Celery, name: str, complaint: str, finalized: bool
+) -> None:
+    """It would be ignored."""
+    if finalized:
+        app.finalize()
+    app.conf[name] = True
+    with pytest.raises(ImproperlyConfigured, match=complaint):
+        declare(app, "decorator", {}, lambda: None)
+        app.finalize()
+
+
+def test_a_wrong_value_of_a_setting_is_named_at_the_first_lock(app: Celery) -> None:
+    """As Celery's own kind of error; the setting can be corrected."""
+    task = declare(app, "decorator", {}, lambda: "ran")
+    for name, value in (("allow_unsafe", "false"), ("heartbeat", 0), ("max_sessions", 1)):
+        app.conf[f"dlock_{name}"] = value
+        with pytest.raises(ImproperlyConfigured, match=f"^dlock_{name}={value!r}: give"):
+            task()
+        app.conf[f"dlock_{name}"] = PROVIDER_OPTIONS[name]
+    assert task() == "ran"

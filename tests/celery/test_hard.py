@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.pace import promptly
 from tests.servers import wait_until
 
 from .sites import open_site
 from .stage import Stage
 from .workers import ROOT, Worker, environment
+
+pytestmark = pytest.mark.slow  # workers that are killed, and pools of each kind
 
 # Each policy on one of the pairs; how many messages, and the states in which they may end.
 CROWDS = {
@@ -35,7 +38,7 @@ FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 def test_after_each_of_twenty_kills_the_next_message_runs_within_a_second(
     broker: str, database: str, tmp_path: Path, stage: Stage
 ) -> None:
-    """SIGKILL of the process in the body; nobody clears anything, and there are never two bodies.
+    """SIGKILL of the process in the body; nothing clears anything, and there are never two bodies.
 
     The most of them: the test's machine may be busy with something else for one.
     """
@@ -54,7 +57,7 @@ def test_after_each_of_twenty_kills_the_next_message_runs_within_a_second(
         stage.open()
         stage.assert_no_overlap()
         site.assert_all_free()
-    assert statistics.quantiles(delays, n=10)[-2] < 1, delays
+    assert promptly(statistics.quantiles(delays, n=10)[-2], 1), delays
 
 
 @pytest.mark.timeout(300)

@@ -18,6 +18,7 @@ from kombu.serialization import dumps, loads
 
 from dlock_celery.keys import KeyMaker
 from dlock_core import LockKeyError
+from tests.ids import stable
 
 
 def task(customer: Any, when: Any = None, *rest: Any, **more: Any) -> None:
@@ -76,10 +77,10 @@ def test_a_call_by_position_by_name_and_by_default_has_one_key(args: tuple[Any, 
         "text",
         None,
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_an_argument_has_the_same_key_before_and_after_the_wire(value: Any) -> None:
-    """A worker, and whoever calls the task directly, mean one lock."""
+    """A worker, and a direct call of the task, mean one lock."""
     for make in (maker(by_args=True), maker("x:{customer}"), maker(("x", "{customer}"))):
         args, kwargs = sent([[value], {}])
         assert make(tuple(args), kwargs) == make((value,), {})
@@ -123,7 +124,7 @@ def test_what_means_the_same_has_one_key() -> None:
         assert make((one,), {}) == make((other,), {})
 
 
-@pytest.mark.parametrize("value", [frozenset({1}), {1, 2}, object(), task, {1: "a", "1": "b"}], ids=repr)
+@pytest.mark.parametrize("value", [frozenset({1}), {1, 2}, object(), task, {1: "a", "1": "b"}], ids=stable)
 def test_an_argument_without_a_canonical_form_is_an_error_that_names_the_parameter(value: Any) -> None:
     """Its repr could be different in each process."""
     for make in (maker(by_args=True), maker("{customer}")):

@@ -50,6 +50,7 @@ def test_a_task_that_lost_its_lock_fails_if_it_said_so(site: Site, worker: Worke
         site.app.AsyncResult(task_id).get(timeout=20)
 
 
+@pytest.mark.slow
 def test_a_body_that_lost_its_lock_is_interrupted_if_it_said_so(site: Site, worker: Worker, stage: Stage) -> None:
     """Although it swallows the interrupt, the task fails; the next ones in that process are not hurt."""
     task_id = _lose(site, worker, stage, "terminate")
@@ -82,7 +83,7 @@ def test_events_of_the_worker_tell_what_happens(site: Site, worker: Worker, stag
 
 
 def test_a_warm_shutdown_lets_the_body_end_under_its_lock(tmp_path: Path, stage: Stage) -> None:
-    """SIGTERM to the worker: nobody frees the lock of a body that still runs."""
+    """SIGTERM to the worker: nothing frees the lock of a body that still runs."""
     with open_site("redis", "postgresql", tmp_path) as site:
         with Worker("leaving", site.configuration, tmp_path, "-c", "1") as worker:
             result = site.send("skip", stage.path, "hold")

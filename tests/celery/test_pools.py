@@ -16,6 +16,8 @@ from .sites import Site, open_site
 from .stage import Stage
 from .workers import Worker
 
+pytestmark = pytest.mark.slow  # workers that are killed, and pools of each kind
+
 POOLS = {
     "solo": ("filesystem", "sqlite", ("-P", "solo")),
     "threads": ("redis", "mariadb", ("-P", "threads", "-c", "4")),
@@ -52,11 +54,10 @@ def test_bodies_of_one_key_do_not_overlap(pooled: tuple[Site, Worker], stage: St
     site.assert_all_free()
 
 
+@pytest.mark.parametrize("pooled", ["threads", "gevent"], indirect=True, scope="module")
 def test_a_key_that_another_task_holds_is_a_conflict(pooled: tuple[Site, Worker], stage: Stage) -> None:
-    """For each of many who ask at once; in a solo worker nobody can."""
-    site, worker = pooled
-    if worker.name.startswith("solo"):
-        return
+    """For each of many that ask at once; in a solo worker nothing can."""
+    site, _ = pooled
     site.send("skip", stage.path, "hold")
     stage.wait_for_runs(1)
     results = [site.send("skip", stage.path) for _ in range(10)]
@@ -140,7 +141,7 @@ def test_a_wait_on_psycopg2_ends_with_the_soft_limit_and_takes_no_lock_later(tmp
             waiting = site.send("patient", stage.path, soft_time_limit=1)
             site.wait_for_state(waiting, "FAILURE", seconds=5)
             assert "SoftTimeLimitExceeded" in repr(waiting.result)
-            wait_until(lambda: site.witness.waiters() == 0, "nobody to wait at the server")
+            wait_until(lambda: site.witness.waiters() == 0, "no wait at the server")
             stage.open()
             site.assert_all_free()
         assert len(stage.runs()) == 1

@@ -7,11 +7,15 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.servers import Proxy, wait_until
 
 from .sites import broker_of, open_site
 from .stage import Stage
 from .workers import Worker
+
+pytestmark = pytest.mark.slow  # workers that are killed, and pools of each kind
 
 
 def test_a_copy_is_dropped_when_the_original_has_its_result(tmp_path: Path, stage: Stage) -> None:

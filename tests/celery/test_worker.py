@@ -19,7 +19,7 @@ def test_a_task_runs_once_and_leaves_no_lock(site: Site, worker: Worker, stage: 
 
 
 def test_a_second_message_is_skipped_while_the_first_runs(site: Site, worker: Worker, stage: Stage) -> None:
-    """A third one too: the end of a skipped task frees nobody else's lock. The log names the holder."""
+    """A third one too: the end of a skipped task frees no other's lock. The log names the holder."""
     first = site.send("skip", stage.path, "hold")
     stage.wait_for_runs(1)
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_a_revoked_message_leaves_no_lock(site: Site, worker: Worker, stage: Sta
 
 
 def test_the_next_task_runs_when_the_process_was_killed(site: Site, worker: Worker, stage: Stage) -> None:
-    """SIGKILL in the body: nobody has to clear anything, and the message that waits goes on at once."""
+    """SIGKILL in the body: nothing has to clear anything, and the message that waits goes on at once."""
     site.send("skip", stage.path, "hold")
     [first] = stage.wait_for_runs(1)
     waiting = site.send("patient", stage.path)
@@ -84,7 +84,7 @@ def test_the_next_task_runs_when_the_process_was_killed(site: Site, worker: Work
 
 
 def test_a_terminated_task_frees_its_lock(site: Site, worker: Worker, stage: Stage) -> None:
-    """`revoke(terminate=True)`; the one who waits starts."""
+    """`revoke(terminate=True)`; the one that waits starts."""
     result = site.send("skip", stage.path, "hold")
     stage.wait_for_runs(1)
     waiting = site.send("patient", stage.path)

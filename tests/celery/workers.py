@@ -66,7 +66,7 @@ class Worker:
         return {child.pid for child in psutil.Process(self.process.pid).children()}
 
     def stop(self) -> None:
-        """End it like an init system does: SIGTERM, and SIGKILL for those who do not hear."""
+        """End it like an init system does: SIGTERM, and SIGKILL for those that do not hear."""
         if self.process.poll() is None:
             family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.terminate()

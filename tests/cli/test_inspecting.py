@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from dlock_core import LockLostError, LockProvider
+from dlock_core.adapters import PROVIDER_OPTIONS
 from dlock_core.cli import dlock_commands
 from dlock_core.cli.group import dlock
 from tests.conftest import server
@@ -101,7 +103,7 @@ def leave(*processes: Process) -> None:
 
 @pytest.fixture
 def crowd(url: str) -> Iterator[tuple[list[Process], list[Process]]]:
-    """Three holders of different adapters, and five who wait for them."""
+    """Three holders of different adapters, and five that wait for them."""
     holders = [Process(url, *who) for who in (("celery", "invoice:7"), ("django", "import"), ("flask", "doc:1"))]
     for holder in holders:
         holder.says("holds")
@@ -118,14 +120,14 @@ def crowd(url: str) -> Iterator[tuple[list[Process], list[Process]]]:
 
 
 def seen(url: str) -> dict[str, tuple[str, int, set[tuple[str, int]]]]:
-    """Return what the list shows: by key the holder's adapter and process, and those who wait for him."""
+    """Return what the list shows: by key the holder's adapter and process, and those that wait for it."""
     return {
         info["key"]: (info["adapter"], info["pid"], {(one["adapter"], one["pid"]) for one in info["waiters"]})
         for info in as_json(url, "list")
     }
 
 
-def test_the_list_shows_who_holds_and_who_waits_for_whom(url: str, crowd: tuple[list[Process], list[Process]]) -> None:
+def test_the_list_shows_holders_and_waiters(url: str, crowd: tuple[list[Process], list[Process]]) -> None:
     """Of three adapters and the shell, each in a process of its own."""
     holders, waiters = crowd
     expected = {
@@ -145,7 +147,7 @@ def test_the_list_shows_who_holds_and_who_waits_for_whom(url: str, crowd: tuple[
 
 
 def test_terminate_hands_the_lock_on_and_its_holder_says_lost(url: str) -> None:
-    """Within moments, and nobody else is touched."""
+    """Within moments, and no other is touched."""
     holder, bystander = Process(url, "celery", "invoice:7", "lose"), Process(url, "django", "import")
     holder.says("holds")
     bystander.says("holds")
@@ -170,7 +172,7 @@ def test_terminate_asks_first(sqlite_url: str) -> None:
 
 
 def test_terminate_names_the_other_locks_of_the_session(url: str) -> None:
-    """And ends them only when told to."""
+    """And ends them only when asked to."""
     with LockProvider(url) as locks:
         held = [locks.lock(key) for key in ("a", "b")]
         if url.startswith("sqlite"):
@@ -192,25 +194,85 @@ def test_show_says_whether_a_key_is_free(url: str) -> None:
     assert (invoke(url, "show", "k").exit_code, invoke(url, "show", "k").output) == (1, "k is free\n")
     assert as_json(url, "show", "k") == []
     with LockProvider(url, share_sessions=False) as locks, locks.lock(("orders", 42)) as lock:
-        assert invoke(url, "show", "orders:42").exit_code == 0
+        assert invoke(url, "show", "--json-key", '["orders", 42]').exit_code == 0
         assert as_json(url, "show", str(lock.actual_key))[0]["key"].startswith("orders:42")
     assert invoke(url, "terminate", "k", "--yes").exit_code == 1
 
 
-def test_a_key_that_was_named_is_named_in_the_list() -> None:
-    """PostgreSQL shows a number only for a lock on a session with others."""
-    url = server("postgresql").url(DRIVERS["postgresql"])
-    engine = sa.create_engine(url)
-    with LockProvider(url, prefix="shop") as locks, locks.lock("a"), locks.lock("b"):
-        assert [info["key"] for info in as_json(url, "list")] == [None, None]
-        assert invoke(url, "init", url).exit_code == 0
-        for _ in range(2):
-            assert invoke(url, "name", "a", "never-used", "--prefix", "shop").exit_code == 0
-        assert {info["key"] for info in as_json(url, "list")} == {"shop:a", None}
-        assert invoke(url, "show", "shop:a").exit_code == 0
-    for name in ("dlock_fences", "dlock_names"):
-        sa.Table(name, sa.MetaData()).drop(engine)
-    engine.dispose()
+@pytest.mark.parametrize("key", ["it's", ("orders", 42), ("orders", "42"), 42, ("a:b",), "orders:42", "42"], ids=str)
+def test_a_key_can_be_typed_as_the_list_shows_it(url: str, key: Any) -> None:
+    """Whatever its type; in JSON where it is no text."""
+    with LockProvider(url, share_sessions=False) as locks, locks.lock(key):
+        line = invoke(url, "list").output.splitlines()[1]
+        words = shlex.split(line.partition(" exclusive ")[0])
+        assert invoke(url, "show", *words).exit_code == 0
+        taken = invoke(url, "run", *words, "--", "true")
+        assert (taken.exit_code, f"{line.partition(' exclusive ')[0].strip()} is held by" in taken.output) == (75, True)
+
+
+@pytest.mark.parametrize(
+    ("held", "words", "means"),
+    [
+        (("orders", 42), ["orders:42"], "--json-key '[\"orders\", 42]'"),
+        (("orders", "42"), ["--json-key", '["orders", 42]'], '--json-key \'["orders", "42"]\''),
+        ("orders:42", ["--json-key", '["orders", 42]'], "orders:42"),
+        (("a",), ["a"], "--json-key '[\"a\"]'"),
+    ],
+    ids=str,
+)
+def test_a_key_that_looks_like_a_held_one_of_another_type_is_refused(
+    url: str, held: Any, words: list[str], means: str
+) -> None:
+    """Or a user would end, or believe free, another lock than the one meant."""
+    with LockProvider(url, share_sessions=False) as locks, locks.lock(held):
+        for verb in (["show"], ["terminate", "--yes"]):
+            refused = invoke(url, *verb, *words)
+            assert (refused.exit_code, f"a lock that looks like it is held: {means}, " in refused.output) == (2, True)
+        assert len(locks.held_locks()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["k", "--json-key", "7"], ["--json-key", "k"], ["--json-key", "[null]"]], ids=str
+)
+def test_a_key_is_given_once_and_is_one(sqlite_url: str, words: list[str]) -> None:
+    """As text, or in JSON."""
+    for verb in ("show", "terminate"):
+        assert invoke(sqlite_url, verb, *words).exit_code == 2
+
+
+def test_every_option_of_a_provider_is_an_option_of_every_command(sqlite_url: str) -> None:
+    """By one mechanism: a new one is there by itself, with what its docstring says, and as a variable."""
+    for verb in ("run", "list", "show", "terminate", "check"):
+        said = " ".join(invoke(sqlite_url, verb, "--help").output.split())
+        for name in PROVIDER_OPTIONS:
+            assert f"--{name.replace('_', '-')}" in said
+            assert f"Or set DLOCK_{name.upper()}." in said
+    assert invoke(sqlite_url, "check", "--heartbeat", "none", "--no-show-keys", "--share-sessions").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--lease", "soon"], "give seconds, or none"),
+        (["--max-sessions", "1"], "max_sessions=1: give a number from 2"),
+        (["--lease", "5", "--no-share-sessions"], "choose one"),
+        (["--heartbeat", "0.1"], "heartbeat=0.1: give seconds, 1 or more"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_in_words(sqlite_url: str, words: list[str], says: str) -> None:
+    """Those of the provider itself."""
+    refused = invoke(sqlite_url, "list", *words)
+    assert (refused.exit_code, says in refused.output) == (2, True)
+
+
+@pytest.mark.parametrize("prefix", ["shop", "none"])
+def test_a_provider_option_may_be_a_variable(sqlite_url: str, prefix: str) -> None:
+    """As the URL may; "none" is a word for seconds only."""
+    environment = {"DLOCK_URL": sqlite_url, "DLOCK_PREFIX": prefix, "DLOCK_MAX_SESSIONS": "2"}
+    with LockProvider(sqlite_url, prefix=prefix) as locks, locks.lock("k"):
+        assert CliRunner().invoke(dlock, ["show", "k"], env=environment).exit_code == 0
+        wrong = CliRunner().invoke(dlock, ["show", "k"], env={**environment, "DLOCK_MAX_SESSIONS": "1"})
+        assert wrong.exit_code == 2
 
 
 def test_a_negative_number_of_the_list_is_a_key() -> None:
@@ -270,7 +332,7 @@ def test_a_database_that_cannot_be_asked_is_one_line_and_status_2(words: list[st
     assert len(result.output.splitlines()) <= 2
 
 
-def test_an_unprivileged_user_is_told_what_is_hidden() -> None:
+def test_an_unprivileged_user_learns_what_is_hidden() -> None:
     """Status 77, and what can be shown is."""
     if isinstance(found := MariaDB.find(), str):
         pytest.skip(found)
@@ -292,7 +354,7 @@ def test_an_unprivileged_user_is_told_what_is_hidden() -> None:
 
 @pytest.fixture
 def mounted(sqlite_url: str) -> Iterator[Callable[..., Result]]:
-    """The verbs in somebody's own command line, with an option of his."""
+    """The verbs in another's own command line, with an option of its own."""
     with LockProvider(sqlite_url, prefix="shop", adapter="flask") as locks:
 
         def factory(database: str) -> LockProvider:
@@ -329,7 +391,9 @@ def test_shells_complete_the_commands(shell: str) -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    """`python -m dlock_core`, where scripts are not on the path."""
-    done = subprocess.run([sys.executable, "-m", "dlock_core", "--help"], capture_output=True, text=True, check=True)
-    for verb in ("run", "list", "show", "terminate", "check", "name", "init", "demo"):
+    """`python -m dlock_core.cli`, where scripts are not on the path."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dlock_core.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for verb in ("run", "list", "show", "terminate", "check", "init"):
         assert f"\n  {verb} " in done.stdout

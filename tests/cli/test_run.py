@@ -10,16 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from dlock_core import LockProvider
+from dlock_core import LockProvider, run_locked
 from tests.conftest import server
 from tests.servers import wait_until
+from tests.statements.scenes import OracleScene
 
-DLOCK = [sys.executable, "-m", "dlock_core"]
+DLOCK = [sys.executable, "-m", "dlock_core.cli"]
 KEY = "nightly-report"
 # A program that tells that it runs, and then waits for the end of its input or for a signal.
 STAY = ["sh", "-c", "echo started $$; cat > /dev/null"]
@@ -92,7 +94,7 @@ def test_the_program_knows_key_and_fencing_token(url: str, locks: LockProvider) 
     assert int(first[1]) < int(second[1])
 
 
-def test_of_two_one_runs_and_the_other_says_who_holds(url: str, locks: LockProvider) -> None:
+def test_of_two_one_runs_and_the_other_names_the_holder(url: str, locks: LockProvider) -> None:
     """75, as sysexits.h calls a temporary failure; another status, or success, on demand."""
     first = Run(url)
     first.started()
@@ -114,6 +116,22 @@ def test_with_a_timeout_the_second_waits_for_the_first(url: str, locks: LockProv
     first.end()
     second.started()
     assert second.end()[0] == 0
+
+
+def test_to_wait_for_a_time_and_for_ever_is_refused(tmp_path: Path) -> None:
+    """Neither of the two is dropped in silence."""
+    status, _, said = run(f"sqlite:///{tmp_path / 'app.db'}", "--timeout", "5", "--wait", program=["true"])
+    assert status == 2
+    assert "--wait waits without limit, and --timeout 5 does not: give one of them" in said
+
+
+def test_a_command_is_needed(tmp_path: Path) -> None:
+    """Also where the key is in JSON."""
+    assert run(f"sqlite:///{tmp_path / 'app.db'}", program=[])[0] == 2
+    environment = {**os.environ, "DLOCK_URL": f"sqlite:///{tmp_path / 'app.db'}"}
+    words = [*DLOCK, "run", "--json-key", "7", "--"]
+    assert subprocess.run([*words, "true"], env=environment, check=False).returncode == 0
+    assert subprocess.run(words, env=environment, check=False, capture_output=True).returncode == 2
 
 
 def test_readers_run_side_by_side(tmp_path: Path) -> None:
@@ -170,6 +188,73 @@ def test_what_cannot_be_started_is_said(url: str, locks: LockProvider) -> None:
     assert run(url, program=["/etc/passwd"])[0] == 126
 
 
+def test_a_database_without_fencing_tokens_runs_programs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQL Server: the program learns the key, and no token, not even one of another lock from our own environment."""
+    monkeypatch.setenv("DLOCK_FENCING_TOKEN", "7")
+    url = server("mssql").url("mssql+pymssql")
+    tell = ["sh", "-c", 'echo "$DLOCK_KEY ${DLOCK_FENCING_TOKEN-none}"; exit 3']
+    assert run(url, program=tell)[:2] == (3, f"{KEY} none\n")
+    first = Run(url)
+    first.started()
+    assert run(url, program=["echo", "never"])[:2] == (75, "")
+    assert first.end()[0] == 0
+    assert run(url, program=tell)[0] == 3
+
+
+def test_run_locked_needs_no_fencing_tokens(tmp_path: Path) -> None:
+    """Oracle: the lock is held while the program runs, and free afterwards."""
+    scene = OracleScene()
+    go, seen = tmp_path / "go", tmp_path / "seen"
+    program = ["sh", "-c", f'echo "${{DLOCK_FENCING_TOKEN-none}}" > {seen}; while [ ! -e {go} ]; do sleep 0.02; done']
+    with LockProvider(scene.engine()) as locks, ThreadPoolExecutor() as pool:
+        status = pool.submit(run_locked, locks, KEY, program)
+        wait_until(lambda: seen.exists() and seen.read_text() == "none\n", "the program to run", 10)
+        assert scene.held == 1
+        go.touch()
+        assert status.result(10) == 0
+        assert scene.held == 0
+
+
+def _ignore_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def test_a_process_that_ignores_its_children_learns_the_status_all_the_same(tmp_path: Path) -> None:
+    """Some supervisors start programs so; the kernel would throw the status away, and we would wait without limit."""
+    process = subprocess.run(
+        [*DLOCK, "run", KEY, "--", "sh", "-c", "exit 3"],
+        env={**os.environ, "DLOCK_URL": f"sqlite:///{tmp_path / 'app.db'}"},
+        preexec_fn=_ignore_children,
+        timeout=30,
+        check=False,
+    )
+    assert process.returncode == 3
+
+
+IN_A_THREAD = """
+import signal, sys, threading
+from dlock_core import LockProvider, run_locked
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+locks = LockProvider(sys.argv[1])
+def run():
+    try:
+        print(run_locked(locks, "k", ["sh", "-c", "exit 3"]))
+    except ChildProcessError as error:
+        print(error, len(locks.held_locks()), locks.lock("k").acquire(timeout=0))
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_status_that_the_kernel_threw_away_is_an_error_and_frees_the_lock(tmp_path: Path) -> None:
+    """In a thread SIGCHLD cannot be changed; a success that was not seen is not claimed."""
+    command = [sys.executable, "-c", IN_A_THREAD, f"sqlite:///{tmp_path / 'app.db'}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert "exit status is lost" in said
+    assert said.endswith("0 True\n")
+
+
 class Terminal:
     """A program as a shell would start it, in the foreground of a terminal of its own; by default `dlock run`."""
 
@@ -186,7 +271,7 @@ class Terminal:
         while True:
             try:
                 chunk = os.read(self._screen, 1024)
-            except OSError:  # nobody has the other end
+            except OSError:  # the other end is closed
                 return
             self.text += chunk.decode()
 
@@ -238,7 +323,7 @@ def test_ctrl_c_reaches_the_program_once(url: str, locks: LockProvider) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
 def test_ctrl_z_gives_the_shell_back_and_fg_goes_on(tmp_path: Path) -> None:
     """The lock is held meanwhile, and the program reads from the terminal again afterwards."""
-    run_it = f"{sys.executable} -m dlock_core run {KEY} --"
+    run_it = f"{sys.executable} -m dlock_core.cli run {KEY} --"
     shell = Terminal(f"sqlite:///{tmp_path / 'app.db'}", command=["bash", "--norc", "-i"])
     shell.type(f'{run_it} sh -c \'echo rea""dy; read word; echo go""t $word; exit 5\'\n')
     shell.sees("ready")

@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL, and persons who compete there; afterwards nothing of a test is left on either."""
+"""Redis and PostgreSQL, and persons that compete there; afterwards nothing of a test is left on either."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import pytest
 import redis
 
 from tests.celery.sites import REDIS_URL, require_redis
-from tests.conftest import server
+from tests.conftest import Forks, server
 from tests.servers import wait_until
 
 from .people import Person, PostgreSQLPlace, RedisPlace, Server
 
 Meet = Callable[[str], Person]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks(forks: Forks) -> None:
+    """Persons are forked by what outlives the tests."""
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ class Library(Protocol):
         ...
 
     def acquire(self, key: str, timeout: float | None) -> bool:
-        """Take a lock; None waits for ever, 0 tries once."""
+        """Take a lock; None waits without limit, 0 tries once."""
         ...
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Persons, each a process of its own that uses one library, and the servers that know who holds."""
+"""Persons, each a process of its own that uses one library, and the servers that know the holders."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RedisPlace:
 
 
 class Person:
-    """A process that locks when it is told to."""
+    """A process that locks when it is asked to."""
 
     def __init__(self, library: str, url: str, name: str) -> None:
         self.connection, theirs = PROCESSES.Pipe()

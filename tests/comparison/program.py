@@ -26,14 +26,14 @@ class Crowd:
         def hold() -> None:
             mine = make(*self._with)
             granted.put(mine.acquire(key, 10))
-            threading.Event().wait()  # for ever, with all that is mine
+            threading.Event().wait()  # indefinitely, with all that is mine
 
         threading.Thread(target=hold, daemon=True).start()
         return granted.get(timeout=20)
 
 
 def close_old_connections() -> None:
-    """Do what Django does at the beginning and end of each request, and what long-running programs are told to do."""
+    """Do what Django does at the beginning and end of each request, and what long-running programs are asked to do."""
     from django import db  # Django is set up
 
     db.close_old_connections()
@@ -49,7 +49,7 @@ def answer(mine: Library, crowd: Crowd, command: str, *arguments: Any) -> Any:
 
 
 def main(connection: Connection[Any, Any], library: str, url: str, name: str) -> None:
-    """Answer until nobody asks any more: each command is a list, and each answer a value or an error's name."""
+    """Answer until nothing asks any more: each command is a list, and each answer a value or an error's name."""
     mine, crowd = make(library, url, name), Crowd(library, url, name)
     while True:
         command = connection.recv()

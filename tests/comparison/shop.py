@@ -19,7 +19,7 @@ __all__ = ["FIRST", "make_app"]
 
 CONFIGURATION = "DLOCK_TEST_CELERY"
 FIRST = "first"
-"""What opens the gate for the one who is told to be the first."""
+"""What opens the gate for the one that is asked to be the first."""
 
 
 def play(task: Task[Any, Any], stage: str, do: str) -> None:

@@ -24,7 +24,7 @@ from .shop import FIRST, make_app
 
 LIBRARIES = ("dlock_celery", "celery-once", "celery-singleton")
 AT_SENDING = ("celery-once", "celery-singleton")
-# What each says of the time after which a lock is given up, when nobody said another; -1 is never.
+# What each says of the time after which a lock is given up, when nothing else was said; -1 is never.
 DEFAULT_EXPIRY = {"celery-once": 3600, "celery-singleton": -1}
 # Expiries in seconds: shorter than the work, and longer than the test.
 SHORT, LONG = 1, 100
@@ -91,7 +91,7 @@ def open_shop(client: redis.Redis, folder: Path) -> Iterator[Shop]:
         arguments = ("-P", "prefork", "-c", "3")
         with Worker("shop", configuration, site.folder, *arguments, app="tests.comparison.shop") as worker:
             yield Shop(site, worker, app, client)
-        for library in AT_SENDING:  # whose connections nobody else closes
+        for library in AT_SENDING:  # whose connections are not closed
             task: Any = app.tasks[library]
             backend = task.once_backend if library == "celery-once" else task.singleton_backend
             backend.redis.close()
@@ -120,7 +120,7 @@ def stage(shop: Shop, tmp_path: Path) -> Iterator[Stage]:
 
 
 def asleep(library: str, shop: Shop) -> str:
-    """Return a queue that nobody consumes."""
+    """Return a queue that nothing consumes."""
     return f"{shop.site.name}.asleep.{library}"
 
 
@@ -178,7 +178,7 @@ class TestDeaths:
 
     @pytest.mark.parametrize("library", AT_SENDING)
     def test_a_task_whose_process_was_killed_stays_locked(self, library: str, shop: Shop, stage: Stage) -> None:
-        """For the expiry, an hour, or for ever where there is none by default."""
+        """For the expiry, an hour, or indefinitely where there is none by default."""
         first = shop.send(library, stage)
         (run,) = stage.wait_for_runs(1)
         os.kill(run.pid, signal.SIGKILL)
@@ -221,7 +221,7 @@ def test_a_task_that_is_sent_by_name_overlaps(library: str, shop: Shop, stage: S
 
 
 def test_a_task_that_is_sent_by_name_is_locked(shop: Shop, stage: Stage) -> None:
-    """The worker locks, whoever sent the message."""
+    """The worker locks, whatever sent the message."""
     results = [shop.send_by_name("dlock_celery", stage) for _ in range(2)]
     stage.wait_for_runs(1)
     wait_until(lambda: any(result.state == "SUCCESS" for result in results), "one to be skipped")
@@ -237,7 +237,7 @@ def test_a_task_that_retries_runs_again(library: str, shop: Shop, stage: Stage) 
 
 
 def test_a_task_of_celery_singleton_that_retries_never_runs_again(shop: Shop, stage: Stage, tmp_path: Path) -> None:
-    """Its own lock keeps the message of the retry out of the queue, and is held for ever."""
+    """Its own lock keeps the message of the retry out of the queue, and is held indefinitely."""
     stage.open()
     result = shop.send("celery-singleton", stage, "retry")
     shop.site.wait_for_state(result, "RETRY")

@@ -42,7 +42,7 @@ def test_connections_of_twenty_threads_that_hold_a_lock_each(
 def test_connections_that_a_lock_adds_to_the_applications_own(
     library: str, more: int, meet: Meet, place: Server, name: str
 ) -> None:
-    """None for those who lock on the connection that the application has at that moment."""
+    """None for those that lock on the connection that the application has at that moment."""
     holder = meet(library)
     holder.ask("use")
     before = place.sessions()
@@ -54,7 +54,7 @@ def test_connections_that_a_lock_adds_to_the_applications_own(
 def test_a_lock_on_djangos_connection_is_lost_when_django_closes_it(
     library: str, meet: Meet, place: Server, name: str
 ) -> None:
-    """Nobody is told, not even at the end of the block."""
+    """Nothing is reported, not even at the end of the block."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     holder.ask("close_old_connections")

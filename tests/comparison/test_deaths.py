@@ -1,4 +1,4 @@
-"""The holder is killed, frozen, or works for longer than anybody thought."""
+"""The holder is killed, frozen, or works for longer than expected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPIRY = RedisPy.expiry
 
 
 @OVER_SESSIONS
-def test_a_killed_holders_lock_goes_to_who_waits(library: str, meet: Meet, place: Server, name: str) -> None:
+def test_a_killed_holders_lock_goes_to_a_waiter(library: str, meet: Meet, place: Server, name: str) -> None:
     """The server ends the session with the process, and grants the lock to the first in its queue."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
@@ -34,7 +34,7 @@ def test_a_killed_holders_lock_goes_to_who_waits(library: str, meet: Meet, place
 def test_a_killed_holders_lock_is_held_until_its_expiry(
     library: str, meet: Meet, redis_client: redis.Redis, name: str
 ) -> None:
-    """Redis does not know that the process is dead; by its clock nobody else has the lock before."""
+    """Redis does not know that the process is dead; by its clock no other has the lock before."""
     holder, other = meet(library), meet(library)
     assert other.ask("use") is None
     began = redis_seconds(redis_client)
@@ -48,7 +48,7 @@ def test_a_killed_holders_lock_is_held_until_its_expiry(
 def test_a_killed_holders_lock_without_an_expiry_is_held_for_ever(
     library: str, meet: Meet, redis_client: redis.Redis, name: str
 ) -> None:
-    """By default a lock has no expiry: somebody has to delete it by hand."""
+    """By default a lock has no expiry: it has to be deleted by hand."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     holder.kill()
@@ -60,7 +60,7 @@ def test_a_killed_holders_lock_without_an_expiry_is_held_for_ever(
 def test_work_of_any_length_keeps_its_lock(
     library: str, meet: Meet, name: str, expired: Callable[[float], None]
 ) -> None:
-    """There is no time that somebody had to guess."""
+    """There is no time that had to be guessed."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     expired(2 * EXPIRY)
@@ -81,7 +81,7 @@ def test_work_longer_than_a_lease_keeps_its_lock(
 
 @pytest.mark.parametrize("library", ["redis-py"])
 def test_work_longer_than_the_expiry_gets_a_second_holder(library: str, meet: Meet, name: str) -> None:
-    """While the first still works; he hears of it when he releases."""
+    """While the first still works; it hears of it when it releases."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     assert other.ask("acquire", name, 30)
@@ -92,7 +92,7 @@ def test_work_longer_than_the_expiry_gets_a_second_holder(library: str, meet: Me
 def test_a_frozen_holder_keeps_its_lock(
     library: str, meet: Meet, place: Server, name: str, expired: Callable[[float], None]
 ) -> None:
-    """The server sees a living session, and nobody else comes in."""
+    """The server sees a living session, and no other comes in."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     holder.freeze()
@@ -103,7 +103,7 @@ def test_a_frozen_holder_keeps_its_lock(
 
 @pytest.mark.parametrize("library", ["dlock with a lease", "redis-py"])
 def test_a_frozen_holder_with_a_lease_or_an_expiry_loses_its_lock(library: str, meet: Meet, name: str) -> None:
-    """A process that never thaws stops nobody else."""
+    """A process that never thaws stops no other."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     holder.freeze()

@@ -1,4 +1,4 @@
-"""The server takes the lock away while its holder works: who is told, and when."""
+"""The server takes the lock away while its holder works: whether the holder learns it, and when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .people import Server
 
 
 @pytest.mark.parametrize("library", ["dlock", "dlock_django"])
-def test_a_loss_is_told_while_the_work_runs(library: str, meet: Meet, place: Server, name: str) -> None:
+def test_a_loss_is_reported_while_the_work_runs(library: str, meet: Meet, place: Server, name: str) -> None:
     """The lock knows without asking the server, and `with` ends in an error."""
     holder = meet(library)
     assert holder.ask("acquire", name, 0)
@@ -28,8 +28,10 @@ def test_a_loss_is_told_while_the_work_runs(library: str, meet: Meet, place: Ser
         ("redis-py", "silent", "LockNotOwnedError"),
     ],
 )
-def test_a_loss_is_told_at_release(library: str, look: str, error: str, meet: Meet, place: Server, name: str) -> None:
-    """While somebody else holds the lock, nothing on the holder's side says so."""
+def test_a_loss_is_reported_at_release(
+    library: str, look: str, error: str, meet: Meet, place: Server, name: str
+) -> None:
+    """While another holds the lock, nothing on the holder's side says so."""
     holder, other = meet(library), meet(library)
     assert holder.ask("acquire", name, 0)
     place.break_lock()
@@ -39,7 +41,7 @@ def test_a_loss_is_told_at_release(library: str, look: str, error: str, meet: Me
 
 
 @pytest.mark.parametrize("library", ["redis-py"])
-def test_redis_tells_a_holder_who_asks(library: str, meet: Meet, place: Server, name: str) -> None:
+def test_redis_tells_a_holder_that_asks(library: str, meet: Meet, place: Server, name: str) -> None:
     """A question to the server between two steps of the work finds out."""
     holder = meet(library)
     assert holder.ask("acquire", name, 0)

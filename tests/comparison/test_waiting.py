@@ -1,4 +1,4 @@
-"""Who waits for a held lock is queued by the server, or asks again and again."""
+"""A waiter for a held lock is queued by the server, or asks again and again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRIES = """
         ("sqlalchemy-dlock", None),
     ],
 )
-def test_who_waits_is_queued_by_the_server(
+def test_a_waiter_is_queued_by_the_server(
     library: str, timeout: float | None, meet: Meet, place: Server, name: str
 ) -> None:
     """Its view of waiters shows them, and grants the lock in their order."""
@@ -42,7 +42,7 @@ def test_who_waits_is_queued_by_the_server(
 
 
 @pytest.mark.parametrize("library", ["sqlalchemy-dlock"])
-def test_who_waits_with_a_timeout_polls_postgresql(
+def test_a_waiter_with_a_timeout_polls_postgresql(
     library: str, meet: Meet, postgresql_place: PostgreSQLPlace, name: str
 ) -> None:
     """The server gets a new statement with each try, and never shows a waiter."""
@@ -61,7 +61,7 @@ def test_who_waits_with_a_timeout_polls_postgresql(
 
 
 @pytest.mark.parametrize("library", ["redis-py"])
-def test_who_waits_polls_redis(library: str, meet: Meet, redis_client: redis.Redis, name: str) -> None:
+def test_a_waiter_polls_redis(library: str, meet: Meet, redis_client: redis.Redis, name: str) -> None:
     """The server gets a command with each try."""
     holder, other = meet(library), meet("redis-py without expiry")
     assert other.ask("acquire", name, 0)

@@ -12,7 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.conftest import server
+from tests.selection import in_rows
 from tests.servers.mssql import odbc_driver
+from tests.servers.odbc import drivers
 
 from .house import House
 from .rows import ROWS, Row
@@ -26,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = metafunc.definition.get_closest_marker("rows")
     rows = [row for row in ROWS if wanted is None or wanted.args[0](row)]
     assert rows, "no row fits"
-    metafunc.parametrize("row", rows, ids=[row.name for row in rows])
+    metafunc.parametrize("row", in_rows(rows, lambda row: row.fast, lambda row: row.name))
 
 
 def _require_driver(row: Row) -> None:
@@ -37,10 +39,17 @@ def _require_driver(row: Row) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI needs the driver of {row.drivername}: {error}")
         pytest.skip(f"{row.drivername}: {error}")
-    if row.drivername.endswith("odbc") and odbc_driver() is None:
+    if row.drivername.endswith("odbc"):
+        require_odbc(row.odbc or odbc_driver())
+
+
+def require_odbc(driver: str | None) -> None:
+    """Skip without an ODBC driver, but fail in CI."""
+    if driver not in drivers():
+        missing = "no ODBC driver for SQL Server: install unixodbc, tdsodbc and the package mssql-python-odbc"
         if os.environ.get("CI") == "true":
-            pytest.fail("CI needs an ODBC driver for SQL Server: install unixodbc and tdsodbc")
-        pytest.skip("no ODBC driver for SQL Server: install unixodbc and tdsodbc")
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def house(row: Row, tmp_path: Path) -> Iterator[House]:
 
 @pytest.fixture
 def mysql(house: House) -> MySQLWitness:
-    """The witness of MySQL or MariaDB, who can run statements."""
+    """The witness of MySQL or MariaDB, which can run statements."""
     assert isinstance(house.witness, MySQLWitness)
     return house.witness
 

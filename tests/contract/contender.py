@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from dlock_core import AsyncLockProvider, LockProvider
+
+LONGEST = 120.0
 
 
 class Diary:
@@ -23,11 +23,12 @@ class Diary:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._end = Path(f"{path}.end")
+        self._last = time.monotonic() + LONGEST
 
     @property
     def goes_on(self) -> bool:
-        """Whether nobody has put an end to it yet."""
-        return not self._end.exists()
+        """Whether it has not been ended yet; without a test there is none."""
+        return time.monotonic() < self._last and not self._end.exists()
 
     def note(self, event: str) -> None:
         """Write one line at once."""
@@ -64,18 +65,13 @@ async def alcontend(url: str, key: str, diary: Diary) -> None:
                 diary.note("leave")
 
 
-def main() -> None:
-    """Run with: api, url, key, path of the diary."""
-    api, url, key, path = sys.argv[1:]
-    arguments: Any = (url, key, Diary(path))
+def main(api: str, url: str, key: str, path: str) -> None:
+    """Contend in the way of an api."""
+    diary = Diary(path)
     match api:
         case "sync":
-            contend(*arguments)
+            contend(url, key, diary)
         case "async":
-            asyncio.run(acontend(*arguments))
+            asyncio.run(acontend(url, key, diary))
         case _:
-            asyncio.run(alcontend(*arguments))
-
-
-if __name__ == "__main__":
-    main()
+            asyncio.run(alcontend(url, key, diary))

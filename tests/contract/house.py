@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from dlock_core import AsyncLockProvider, LockProvider
 from tests.servers import Server, wait_until
+from tests.servers.mssql import with_driver
 
 from .persons import Loop, Person, TaskPerson, ThreadPerson
 from .rows import Row
@@ -25,7 +26,7 @@ AnyProvider = LockProvider | AsyncLockProvider
 
 def until(condition: Callable[[], object], what: str = "it") -> None:
     """Wait until a condition holds."""
-    wait_until(lambda: bool(condition()), what, 10)
+    wait_until(lambda: bool(condition()), what)
 
 
 async def fail_beside(*work: Coroutine[Any, Any, None]) -> None:
@@ -59,7 +60,8 @@ class House:
 
     def _url(self, server: Server | None, folder: Path) -> str:
         if server is not None:
-            return server.url(self.row.drivername)
+            url = server.url(self.row.drivername)
+            return with_driver(url, self.row.odbc) if self.row.odbc else url
         if self.row.in_memory:
             return f"{self.row.drivername}:///file:{folder.name}?mode=memory&cache=shared&uri=true"
         return f"{self.row.drivername}:///{folder / 'app.db'}"
@@ -96,14 +98,14 @@ class House:
         return provider.lock
 
     def person(self, provider: AnyProvider | None = None) -> Person:
-        """Let somebody in who uses this provider."""
+        """Let another in that uses this provider."""
         maker = self.maker(provider)
         person = ThreadPerson(maker) if self.row.api == "sync" else TaskPerson(maker, self.loop)
         self.persons.append(person)
         return person
 
     def stranger(self) -> Person:
-        """Let somebody in who uses a provider of his own."""
+        """Let another in that uses a provider of its own."""
         return self.person(self.new_provider())
 
     def close_provider(self, provider: AnyProvider) -> None:

@@ -28,6 +28,7 @@ def say(event: str) -> None:
 
 def main(url: str, reaction: str) -> None:
     """Hold a lock, wait for another, be called away, and take locks again."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from its background jobs
     if reaction == "returns":
         signal.signal(signal.SIGINT, lambda *_: say("handled"))
     elif reaction in RAISED:

@@ -1,7 +1,7 @@
 """Persons: threads or tasks that acquire and release when a test tells them to.
 
-A test is written once, as plain blocking code; a person does what it says in a thread of his own, or
-in an asyncio task of his own, so that the owner of a lock is he.
+A test is written once, as plain blocking code; a person does what it says in a thread of its own, or
+in an asyncio task of its own, so that the owner of a lock is it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlock_core import AsyncLock, Lock
 
 __all__ = ["AnyLock", "Loop", "Person", "TaskPerson", "ThreadPerson"]
 
-PATIENCE = 15.0
+PATIENCE = 45.0
 AnyLock = Lock | AsyncLock
 
 
@@ -59,46 +59,46 @@ class Maker(Protocol):
 
 
 class Person:
-    """Somebody who takes locks, one after the other."""
+    """An owner that takes locks, one after the other."""
 
     def __init__(self, maker: Maker) -> None:
         self._maker = maker
         self.locks: list[AnyLock] = []
 
     def submit(self, step: Callable[[], Any]) -> Future[Any]:
-        """Let him take a step, which may return something to await."""
+        """Let it take a step, which may return something to await."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Let him go home, whatever he holds."""
+        """Let it end, whatever it holds."""
         raise NotImplementedError
 
     def do(self, step: Callable[[], Any]) -> Any:
-        """Let him take a step and wait for it."""
+        """Let it take a step and wait for it."""
         return self.submit(step).result(PATIENCE)
 
     def begin(self, key: Any, *, block: bool = True, **options: Any) -> Future[Any]:
-        """Let him begin to acquire; the future tells whether he got it."""
+        """Let it begin to acquire; the future tells whether it got it."""
         lock = self._maker(key, **options)
         self.locks.append(lock)
         return self.submit(lambda: lock.acquire(block))
 
     def acquire(self, key: Any, **options: Any) -> bool:
-        """Let him acquire."""
+        """Let it acquire."""
         granted: bool = self.begin(key, **options).result(PATIENCE)
         return granted
 
     def release(self) -> None:
-        """Let him release the lock that he took last."""
+        """Let it release the lock that it took last."""
         held = next(lock for lock in reversed(self.locks) if lock.held or lock.lost)
         self.do(held.release)
 
     def within(self, key: Any, body: Callable[[AnyLock], Any], **options: Any) -> Any:
-        """Let him run a body inside `with`."""
+        """Let it run a body inside `with`."""
         return self.begin_within(key, body, **options).result(PATIENCE)
 
     def begin_within(self, key: Any, body: Callable[[AnyLock], Any], **options: Any) -> Future[Any]:
-        """Let him begin to run a body inside `with`."""
+        """Let it begin to run a body inside `with`."""
         return self.submit(lambda: self._within(self._maker(key, **options), body))
 
     def _within(self, lock: AnyLock, body: Callable[[AnyLock], Any]) -> Any:
@@ -114,7 +114,7 @@ class Person:
 
 
 class ThreadPerson(Person):
-    """A person who is a thread."""
+    """A person that is a thread."""
 
     def __init__(self, maker: Maker) -> None:
         super().__init__(maker)
@@ -141,7 +141,7 @@ class ThreadPerson(Person):
 
 
 class TaskPerson(Person):
-    """A person who is an asyncio task."""
+    """A person that is an asyncio task."""
 
     def __init__(self, maker: Maker, loop: Loop) -> None:
         super().__init__(maker)

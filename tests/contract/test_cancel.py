@@ -7,6 +7,9 @@ import random
 from typing import Any
 
 import pytest
+from sqlalchemy.util import greenlet_spawn
+
+from dlock_core.sessions.timeouts import Deadline
 
 from .house import House, fail_beside, until
 
@@ -21,10 +24,10 @@ def test_a_cancelled_waiter_leaves_nothing_at_the_server(house: House) -> None:
     if house.row.is_server:
         until(lambda: house.witness.waiters() == 1)
     else:
-        until(lambda: house.provider._manager.entries._entries)
+        until(lambda: house.provider._coordinator.entries._entries)
     _cancel(house, waiter)
     until(lambda: house.witness.waiters() == 0)
-    until(lambda: not house.provider._manager.entries._entries)
+    until(lambda: not house.provider._coordinator.entries._entries)
     holder.release()
     assert house.witness.holders() == 0
 
@@ -34,9 +37,9 @@ def test_a_cancelled_waiter_of_the_same_process_leaves_the_queue(house: House) -
     holder, first, second = house.person(), house.person(), house.person()
     assert holder.acquire("k")
     first.begin("k")
-    until(lambda: len(house.provider._manager.entries._awaited) == 1)
+    until(lambda: len(house.provider._coordinator.entries._awaited) == 1)
     wait = second.begin("k")
-    until(lambda: len(house.provider._manager.entries._awaited) == 2)
+    until(lambda: len(house.provider._coordinator.entries._awaited) == 2)
     _cancel(house, first)
     holder.release()
     assert wait.result(5)
@@ -83,6 +86,30 @@ def test_a_cancel_that_races_with_the_grant_leaves_nothing(house: House) -> None
                 await probe.release()
 
     house.loop.run(rounds())
+
+
+@pytest.mark.rows(lambda row: row.api == "async" and row.is_server and row.share_sessions)
+def test_a_cancelled_release_that_waits_for_its_turn_costs_no_other_lock(house: House) -> None:
+    """The locks of a loop are on one session, where one statement runs at a time."""
+
+    async def body() -> None:
+        leaving, staying = house.maker()("leaving"), house.maker()("staying")
+        await leaving.acquire()
+        await staying.acquire()
+        shared = house.provider._coordinator._policy(asyncio.get_running_loop())._shared
+        assert shared is not None
+        gate = shared.gate
+        await greenlet_spawn(gate.enter, Deadline(5))
+        release = asyncio.create_task(leaving.release())
+        await asyncio.sleep(0.05)
+        release.cancel()
+        await asyncio.wait([release])
+        gate.leave()
+        assert staying.held
+        await staying.release()
+
+    house.loop.run(body())
+    until(lambda: house.witness.holders() == 0)
 
 
 def test_a_cancel_in_the_body_goes_through_and_releases(house: House) -> None:

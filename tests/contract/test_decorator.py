@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -59,6 +60,39 @@ def test_positional_keyword_and_default_make_one_key(house: House) -> None:
             person.do(call)
     assert person.do(lambda: run(2)) == "2 none"
     holder.release()
+
+
+def test_a_call_can_be_skipped_when_the_key_is_held(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """It returns None and says so; a free key runs, and an error of the body is its own, a timeout too."""
+    inside: list[int] = []
+    run = _decorated(house, "orders:{order_id}", inside, timeout=0, on_conflict="skip")
+    holder, person = house.person(), house.person()
+    assert holder.acquire("orders:1")
+    with caplog.at_level(logging.INFO, "dlock"):
+        assert person.do(lambda: run(1)) is None
+    assert [record.levelname for record in caplog.records if "'orders:1': held elsewhere" in record.message] == ["INFO"]
+    assert person.do(lambda: run(2)) == "2 none"
+    assert inside == [2]
+    holder.release()
+    assert house.witness.holders() == 0
+    with pytest.raises(ValueError, match="give 'raise' or 'skip'"):
+        _decorated(house, "k", [], on_conflict="abort")
+
+
+def test_a_skipping_function_keeps_its_own_errors(house: House) -> None:
+    """Not even LockTimeoutError out of the body is taken for a conflict; the lock is free after it."""
+
+    def fail() -> None:
+        raise LockTimeoutError("inner")
+
+    async def afail() -> None:
+        fail()
+
+    body: Any = fail if house.row.api == "sync" else afail
+    run = house.provider.locked("k", timeout=0, on_conflict="skip")(body)
+    with pytest.raises(LockTimeoutError, match="inner"):
+        house.person().do(run)
+    assert house.witness.holders() == 0
 
 
 def test_a_name_that_is_no_parameter_is_refused_at_once(house: House) -> None:

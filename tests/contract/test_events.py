@@ -1,4 +1,4 @@
-"""What listeners are told, on every row."""
+"""What listeners hear, on every row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .house import House, until
 
 
 class Diary:
-    """A listener who remembers."""
+    """A listener that remembers."""
 
     def __init__(self, house: House) -> None:
         self.events: queue.SimpleQueue[LockEvent] = queue.SimpleQueue()
         self.stop = house.provider.listen(self.events.put)
 
     def read(self) -> list[LockEvent]:
-        """Return what was told since the last time."""
+        """Return what was reported since the last time."""
         return [self.events.get() for _ in range(self.events.qsize())]
 
 
@@ -38,7 +38,7 @@ def diary(house: House) -> Diary:
     return Diary(house)
 
 
-def test_an_acquisition_and_its_end_are_told(house: House, diary: Diary) -> None:
+def test_an_acquisition_and_its_end_are_reported(house: House, diary: Diary) -> None:
     """With key, mode and times."""
     person = house.person()
     person.acquire(("order", 7), timeout=5)
@@ -56,8 +56,8 @@ def test_an_acquisition_and_its_end_are_told(house: House, diary: Diary) -> None
     assert 0 <= released.held_for < 5
 
 
-def test_a_refusal_is_told(house: House, diary: Diary) -> None:
-    """As what it is: nobody's error."""
+def test_a_refusal_is_reported(house: House, diary: Diary) -> None:
+    """As what it is: no error."""
     holder = house.stranger()
     holder.acquire("k")
     assert not house.person().acquire("k", timeout=0)
@@ -67,7 +67,7 @@ def test_a_refusal_is_told(house: House, diary: Diary) -> None:
     holder.release()
 
 
-def test_an_error_of_a_wait_is_told_and_raised(house: House, diary: Diary) -> None:
+def test_an_error_of_a_wait_is_reported_and_raised(house: House, diary: Diary) -> None:
     """By its class."""
     person = house.person()
     person.acquire("k")
@@ -79,20 +79,20 @@ def test_an_error_of_a_wait_is_told_and_raised(house: House, diary: Diary) -> No
     person.release()
 
 
-def test_a_loss_is_told_once(house: House, diary: Diary) -> None:
+def test_a_loss_is_reported_once(house: House, diary: Diary) -> None:
     """By the watch or at the release, whichever is first."""
     person = house.person()
     person.acquire("k")
     house.witness.break_lock()
     with pytest.raises(LockLostError):
         person.release()
-    until(lambda: diary.events.qsize() >= 3, "the loss to be told")
-    told = [type(event).__name__ for event in diary.read()]
-    assert told == ["LockAttempt", "LockAcquired", "LockLost"]
+    until(lambda: diary.events.qsize() >= 3, "the loss to be reported")
+    noted = [type(event).__name__ for event in diary.read()]
+    assert noted == ["LockAttempt", "LockAcquired", "LockLost"]
 
 
-def test_who_stops_listening_hears_no_more(house: House, diary: Diary) -> None:
-    """And nobody else is affected."""
+def test_a_listener_that_stops_hears_no_more(house: House, diary: Diary) -> None:
+    """And no other is affected."""
     other = Diary(house)
     diary.stop()
     person = house.person()
@@ -102,7 +102,7 @@ def test_who_stops_listening_hears_no_more(house: House, diary: Diary) -> None:
     assert len(other.read()) == 3
 
 
-def test_a_listener_s_error_is_logged_and_costs_nobody_his_lock(
+def test_a_listener_s_error_is_logged_and_costs_no_lock(
     tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor the other listeners their events."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from dlock_core import LockStateError, StaleTokenError, UnsupportedError, fence, fence_table
@@ -35,12 +39,17 @@ def test_tokens_grow_through_a_queue(house: House) -> None:
     holder, people = house.person(), [house.person() for _ in range(6)]
     assert holder.acquire("k", fencing=True)
     first = holder.locks[0].fencing_token
-    waits = [person.begin_within("k", _token, fencing=True, timeout=20) for person in people]
-    until(lambda: len(house.provider._manager.entries._awaited) == 6)
+    waits = []
+    for queued, person in enumerate(people, start=1):
+        waits.append(person.begin_within("k", _token, fencing=True, timeout=60))
+        until(partial(_queued, house, queued))
     holder.release()
-    tokens = [wait.result(20) for wait in waits]
-    assert min(tokens) > first
-    assert len(set(tokens)) == 6
+    tokens = [first, *(wait.result(60) for wait in waits)]
+    assert tokens == sorted(set(tokens))
+
+
+def _queued(house: House, number: int) -> bool:
+    return len(house.provider._coordinator.entries._awaited) == number
 
 
 def test_a_lock_without_fencing_has_no_token(house: House) -> None:
@@ -100,6 +109,76 @@ def test_a_stale_token_is_refused_and_a_new_one_goes_through(house: House, engin
         fence(session, "k", 1)
 
 
+@pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory and row.fencing)
+@pytest.mark.parametrize("who", ["option", "engine", "driver"])
+def test_a_fence_on_a_connection_in_autocommit_is_refused(house: House, engine: sa.Engine, who: str) -> None:
+    """Its row would be free again before the write; whatever asked for autocommit."""
+    bare: sa.Engine
+    match who:
+        case "option":
+            bare = engine.execution_options(isolation_level="AUTOCOMMIT")
+        case "engine":
+            bare = sa.create_engine(house.url, isolation_level="AUTOCOMMIT")
+        case _:
+            bare = sa.create_engine(house.url)
+            sa.event.listen(bare, "connect", _autocommit)
+    with bare.connect() as connection, pytest.raises(LockStateError, match=r"'k'.*autocommit"):
+        fence(connection, "k", 5)
+    with Session(bare) as session, pytest.raises(LockStateError, match="autocommit"):
+        fence(session, "k", 5)
+    bare.dispose()
+
+
+def _autocommit(connection: Any, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.isolation_level = None
+    elif callable(connection.autocommit):
+        connection.autocommit(True)
+    else:
+        connection.autocommit = True
+
+
+@pytest.mark.rows(lambda row: row.api == "async" and row.fencing and row.share_sessions)
+def test_a_fence_on_an_async_connection_in_autocommit_is_refused(house: House) -> None:
+    """And one in a transaction is not."""
+    engine = create_async_engine(house.url)
+    metadata = sa.MetaData()
+    fence_table(metadata)
+
+    async def use() -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+            await connection.run_sync(fence, "k", 4)
+        try:
+            for bare in (
+                engine.execution_options(isolation_level="AUTOCOMMIT"),
+                create_async_engine(house.url, isolation_level="AUTOCOMMIT"),
+            ):
+                async with bare.connect() as connection:
+                    with pytest.raises(LockStateError, match=r"'k'.*autocommit"):
+                        await connection.run_sync(fence, "k", 5)
+                await bare.dispose()
+        finally:
+            async with engine.begin() as connection:
+                await connection.run_sync(metadata.drop_all)
+            await engine.dispose()
+
+    house.loop.run(use())
+
+
+def test_an_application_that_begins_by_itself_on_sqlite_is_not_in_autocommit(tmp_path: Path) -> None:
+    """SQLAlchemy's own advice for savepoints: the driver begins nothing, an event does."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    sa.event.listen(engine, "connect", _autocommit)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    metadata = sa.MetaData()
+    fence_table(metadata)
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        fence(connection, "k", 5)
+    engine.dispose()
+
+
 @pytest.mark.rows(lambda row: row.api == "sync" and row.is_server and row.fencing)
 def test_a_transaction_that_read_before_sees_what_others_have_written_since(house: House, engine: sa.Engine) -> None:
     """Its snapshot is older than the next holder's token; MySQL would read from it, PostgreSQL ends it."""
@@ -125,7 +204,7 @@ def test_a_fence_that_is_rolled_back_was_never_there(house: House, engine: sa.En
 
 
 @ENGINES
-def test_a_holder_who_lost_his_lock_cannot_write(house: House, engine: sa.Engine) -> None:
+def test_a_holder_that_lost_its_lock_cannot_write(house: House, engine: sa.Engine) -> None:
     """The story that tokens are for: frozen, replaced, awake again."""
     frozen, next_one = house.person(), house.stranger()
     assert frozen.acquire("k", fencing=True)

@@ -1,4 +1,4 @@
-"""Who holds, who waits, and an end to it: as the database itself shows it, on every row."""
+"""Holders, waiters, and an end to a holder: as the database itself shows them, on every row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .rows import Row
 
 def _shows(row: Row) -> bool:
     """Leave out the stand-ins, which have no views; see tests/statements/test_views.py."""
-    return row.server not in ("mssql", "oracle", "oracle-standin")
+    return row.server != "oracle" and not row.is_standin
 
 
 pytestmark = pytest.mark.rows.with_args(_shows)
@@ -31,7 +31,7 @@ KNOWN_SINCE = pytest.mark.rows(lambda row: not row.is_server)
 
 @pytest.fixture(autouse=True)
 def _release(house: House) -> Iterator[None]:
-    """Let everybody release at the end."""
+    """Let all release at the end."""
     yield
     for person in house.persons:
         while any(lock.held for lock in person.locks):
@@ -58,18 +58,18 @@ def only(found: list[LockInfo]) -> LockInfo:
     return found[0]
 
 
-def test_a_held_lock_is_shown_with_whoever_holds_it(house: House) -> None:
-    """Key, mode, process and machine, told by the holder's own session."""
+def test_a_held_lock_is_shown_with_its_holder(house: House) -> None:
+    """Key, mode, process and machine, reported by the holder's own session."""
     person = house.person(house.new_provider(adapter="tests"))
     person.acquire("nightly-report")
     info = only(inspect(house))
     assert (info.actual_key, info.mode) == (person.locks[0].actual_key, "exclusive")
     assert (info.adapter, info.host, info.pid) == ("tests", platform.node()[:24], os.getpid())
-    assert (info.waiters, info.shared_with) == ((), 0)
+    assert (info.waiters, info.other_locks) == ((), 0)
 
 
 def test_a_lock_of_another_process_is_shown_with_its_key_when_it_is_asked_for(house: House) -> None:
-    """The key is hashed on the way, so a stranger needs to be told it on PostgreSQL."""
+    """The key is hashed on the way, so a stranger needs to know it on PostgreSQL."""
     house.stranger().acquire("nightly-report")
     assert only(inspect(house, "nightly-report")).key == "nightly-report"
     assert inspect(house, "another") == []
@@ -88,7 +88,7 @@ def test_no_locks_are_an_empty_list(house: House) -> None:
 
 
 @SEEN_WAITING
-def test_who_waits_is_shown_with_the_lock(house: House) -> None:
+def test_a_waiter_is_shown_with_the_lock(house: House) -> None:
     """In the order of the server's queue, and with the key that the waiter's session tells."""
     house.person().acquire("nightly-report")
     waiting = house.stranger().begin("nightly-report", timeout=30)
@@ -136,7 +136,7 @@ def test_terminating_frees_the_lock_and_its_holder_learns_that_it_is_lost(house:
         holder.release()
 
 
-def test_terminating_what_is_free_again_ends_nobody(house: House) -> None:
+def test_terminating_what_is_free_again_ends_no_session(house: House) -> None:
     """The session lives on, with whatever it holds now."""
     holder = house.person()
     holder.acquire("a")
@@ -148,13 +148,13 @@ def test_terminating_what_is_free_again_ends_nobody(house: House) -> None:
 
 
 @WITH_ONE_SESSION
-def test_terminating_refuses_to_end_locks_that_nobody_spoke_of(house: House) -> None:
-    """It names them, and ends them all when it is told to."""
+def test_terminating_refuses_to_end_locks_that_were_not_named(house: House) -> None:
+    """It names them, and ends them all when it is asked to."""
     holder = house.stranger()
     for key in ("a", "b", "c"):
         holder.acquire(key)
     info = only(inspect(house, "a"))
-    assert info.shared_with == 2
+    assert info.other_locks == 2
     with pytest.raises(LockStateError, match=r"2 more.*whole_session=True"):
         terminate(house, info)
     assert len(inspect(house)) == 3

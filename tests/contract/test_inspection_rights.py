@@ -1,4 +1,4 @@
-"""What a database user without rights is shown, and told: useful answers and clear refusals."""
+"""What a database user without rights sees: useful answers and clear refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from dlock_core import LockProvider, NotPermittedError
+from dlock_core import LockConnectionError, LockProvider, NotPermittedError
+from dlock_core.inspection import postgresql
 from tests.conftest import server
 from tests.servers import MariaDB, Server, wait_until
 
@@ -22,7 +23,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 class Scene:
-    """The owner of a lock, and a plain user who looks."""
+    """The owner of a lock, and a plain user that looks."""
 
     def __init__(self, stack: ExitStack, running: Server, driver: str, *make_user: str, user: str = "plain") -> None:
         admin = sa.create_engine(running.url(driver), isolation_level="AUTOCOMMIT", poolclass=NullPool)
@@ -44,7 +45,7 @@ def postgresql_scene(stack: ExitStack) -> Scene:
 
 
 def mysql_scene(stack: ExitStack, running: Server) -> Scene:
-    """MySQL or MariaDB with a user who may only connect."""
+    """MySQL or MariaDB with a user that may only connect."""
     return Scene(
         stack,
         running,
@@ -55,7 +56,7 @@ def mysql_scene(stack: ExitStack, running: Server) -> Scene:
     )
 
 
-def test_every_role_of_postgresql_sees_who_holds(stack: ExitStack) -> None:
+def test_every_role_of_postgresql_sees_the_holder(stack: ExitStack) -> None:
     """The session's own words are for all to read."""
     scene = postgresql_scene(stack)
     with scene.owner.lock("nightly-report"):
@@ -63,7 +64,7 @@ def test_every_role_of_postgresql_sees_who_holds(stack: ExitStack) -> None:
         assert (info.adapter, info.user, info.session_since) == ("billing", "postgres", None)
 
 
-def test_a_role_of_postgresql_is_told_what_it_lacks_to_end_a_session(stack: ExitStack) -> None:
+def test_a_role_of_postgresql_learns_what_it_lacks_to_end_a_session(stack: ExitStack) -> None:
     """And the lock stays."""
     scene = postgresql_scene(stack)
     with scene.owner.lock("nightly-report") as lock:
@@ -74,19 +75,36 @@ def test_a_role_of_postgresql_is_told_what_it_lacks_to_end_a_session(stack: Exit
         assert len(scene.plain.inspect("nightly-report")) == 1
 
 
+def test_a_view_that_a_role_of_postgresql_may_not_read_is_named(stack: ExitStack) -> None:
+    """As our own error, not the driver's."""
+    scene = postgresql_scene(stack)
+    scene.admin.exec_driver_sql("REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC")
+    stack.callback(scene.admin.exec_driver_sql, "GRANT SELECT ON pg_catalog.pg_locks TO PUBLIC")
+    with pytest.raises(NotPermittedError, match="permission denied for view pg_locks"):
+        scene.plain.inspect()
+
+
+def test_an_error_that_a_server_answers_with_is_one_of_ours(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is about."""
+    scene = postgresql_scene(stack)
+    monkeypatch.setattr(postgresql, "LOOK", sa.text("SELECT nonsense, :name"))
+    with pytest.raises(LockConnectionError, match=r"cannot ask .* for its locks: .*nonsense"):
+        scene.owner.inspect()
+
+
 @pytest.mark.parametrize("kind", ["mysql", "mariadb"])
 def test_a_user_without_rights_sees_the_holder_of_a_key(stack: ExitStack, kind: str) -> None:
-    """Whoever can name a lock may ask who holds it."""
+    """A user that can name a lock may ask for its holder."""
     scene = mysql_scene(stack, server(kind))
     with scene.owner.lock("nightly-report"):
         (info,) = scene.plain.inspect("nightly-report")
-        assert (info.key, info.shared_with) == ("nightly-report", None)
+        assert (info.key, info.other_locks) == ("nightly-report", None)
         assert info.session == scene.admin.exec_driver_sql("SELECT IS_USED_LOCK('nightly-report')").scalar()
     assert scene.plain.inspect("nightly-report") == []
 
 
 @pytest.mark.parametrize("kind", ["mysql", "mariadb"])
-def test_a_user_without_rights_is_told_that_the_list_is_hidden(stack: ExitStack, kind: str) -> None:
+def test_a_user_without_rights_learns_that_the_list_is_hidden(stack: ExitStack, kind: str) -> None:
     """Never an empty list; and what this process knows is in the error."""
     scene = mysql_scene(stack, server(kind))
     with scene.owner.lock("nightly-report"), scene.plain.lock("own"):
@@ -98,7 +116,7 @@ def test_a_user_without_rights_is_told_that_the_list_is_hidden(stack: ExitStack,
 
 
 @pytest.mark.parametrize("kind", ["mysql", "mariadb"])
-def test_a_user_without_rights_is_told_what_he_lacks_to_end_a_session(stack: ExitStack, kind: str) -> None:
+def test_a_user_without_rights_learns_what_it_lacks_to_end_a_session(stack: ExitStack, kind: str) -> None:
     """The lock stays."""
     scene = mysql_scene(stack, server(kind))
     with scene.owner.lock("nightly-report") as lock:
@@ -117,13 +135,13 @@ def bare_mariadb() -> Iterator[Server]:
         yield running
 
 
-def test_mariadb_as_installed_tells_who_waits_and_what_to_install(stack: ExitStack, bare_mariadb: Server) -> None:
-    """The process list shows those who wait, and with them which lock to ask for."""
+def test_mariadb_as_installed_shows_waiters_and_what_to_install(stack: ExitStack, bare_mariadb: Server) -> None:
+    """The process list shows those that wait, and with them which lock to ask for."""
     scene = mysql_scene(stack, bare_mariadb)
     other = stack.enter_context(LockProvider(bare_mariadb.url("mysql+pymysql")))
     with scene.owner.lock("nightly-report"):
         wanted = other.lock("nightly-report", timeout=30)
-        waiting = other._manager.workers.submit(wanted.acquire)
+        waiting = other._coordinator.workers.submit(wanted.acquire)
         looking = stack.enter_context(LockProvider(bare_mariadb.url("mysql+pymysql")))
 
         def found() -> NotPermittedError:
@@ -145,7 +163,7 @@ def test_mariadb_with_its_plugin_shows_all_holders(stack: ExitStack, bare_mariad
     stack.callback(scene.admin.exec_driver_sql, "UNINSTALL SONAME 'metadata_lock_info'")
     looking = stack.enter_context(LockProvider(bare_mariadb.url("mysql+pymysql")))
     with scene.owner.lock("a"), scene.owner.lock("b"):
-        assert {(info.key, info.shared_with, info.user) for info in looking.inspect()} == {
+        assert {(info.key, info.other_locks, info.user) for info in looking.inspect()} == {
             ("a", 1, "root"),
             ("b", 1, "root"),
         }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dlock_core import LockLostError, LockProvider
+from dlock_core.dialects.sqlite_files import NOTES, FileLocks
 from tests.servers import wait_until
 
 HOLD = """
@@ -59,7 +60,7 @@ class Holder:
 
 def files(tmp_path: Path) -> list[Path]:
     """Return what holders have written."""
-    return list((tmp_path / "app.db.dlock-holders").iterdir())
+    return list((tmp_path / "app.db.dlock").glob(f"*{NOTES}"))
 
 
 def test_another_process_is_seen_as_the_holder(url: str, locks: LockProvider) -> None:
@@ -88,8 +89,8 @@ def test_a_forked_child_does_not_make_its_dead_parent_look_alive(url: str, locks
     holder.leave()
 
 
-def test_looking_takes_nobody_s_lock_away(url: str, locks: LockProvider) -> None:
-    """A process that opens and closes a side file loses its own lock on it: nobody opens one to look."""
+def test_looking_takes_no_lock_away(url: str, locks: LockProvider) -> None:
+    """It opens no lock file, and would do no harm."""
     with locks.lock("nightly-report"):
         for _ in range(3):
             (info,) = locks.inspect()
@@ -111,8 +112,8 @@ def test_terminating_one_reader_speaks_of_the_others(url: str, locks: LockProvid
     """They share one file, which goes."""
     readers = [Holder(url, "shared"), Holder(url, "shared")]
     info = locks.inspect()[0]
-    assert info.shared_with == 1
-    with pytest.raises(ValueError, match="1 more who share this lock"):
+    assert info.other_locks == 1
+    with pytest.raises(ValueError, match="1 more that share this lock"):
         locks.terminate(info)
     assert locks.terminate(info, whole_session=True)
     with locks.lock("nightly-report", timeout=5):
@@ -120,28 +121,38 @@ def test_terminating_one_reader_speaks_of_the_others(url: str, locks: LockProvid
 
 
 def test_waiting_ends_in_the_eyes_of_others_when_the_waiter_leaves(url: str, locks: LockProvider) -> None:
-    """He says every moment that he still waits."""
+    """It says every moment that it still waits."""
     holder = Holder(url)
     waiter = LockProvider(url)
-    waiting = waiter._manager.workers.submit(lambda: waiter.lock("nightly-report", timeout=1).acquire())
+    waiting = waiter._coordinator.workers.submit(lambda: waiter.lock("nightly-report", timeout=1).acquire())
     wait_until(lambda: len(locks.inspect()[0].waiters) == 1, "the waiter to be seen", 10)
     assert waiting.result(10) is False
-    wait_until(lambda: locks.inspect()[0].waiters == (), "the waiter to be forgotten", 10)
+    wait_until(lambda: locks.inspect()[0].waiters == (), "the waiter to be gone", 10)
     waiter.close()
     holder.leave()
 
 
-def test_a_folder_where_nobody_may_write_costs_no_lock(url: str, locks: LockProvider, tmp_path: Path) -> None:
-    """The holder's file is for people only."""
-    with locks.lock("first"):
+def test_a_folder_where_no_notes_can_be_written_costs_no_lock(
+    url: str, locks: LockProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for people only."""
+    with locks.lock("nightly-report"):
         pass
-    holders = tmp_path / "app.db.dlock-holders"
-    for file in holders.iterdir():
-        file.unlink()
-    holders.rmdir()
-    holders.touch()  # no folder can be made here
+
+    def fail(self: FileLocks, path: Path) -> Path:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(FileLocks, "draft", fail)
     with LockProvider(url) as stranger, stranger.lock("nightly-report"):
         assert stranger.inspect() == []
+        assert not locks.lock("nightly-report").acquire(timeout=0)
+
+
+def test_a_closed_provider_leaves_no_notes(url: str, tmp_path: Path) -> None:
+    """Its file goes with it."""
+    with LockProvider(url) as locks, locks.lock("nightly-report"):
+        assert len(files(tmp_path)) == 1
+    assert files(tmp_path) == []
 
 
 def test_holding_many_locks_and_releasing_them_in_any_order_keeps_the_lines_apart(locks: LockProvider) -> None:

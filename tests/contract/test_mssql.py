@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from dlock_core import LockLostError, LockProvider, create_async_sadlock, create_sadlock
-from dlock_core.session import SqlSession
+from dlock_core.sessions.session import SqlSession
 from tests.sadlock.clients import Runner
 
 from .house import House, until
@@ -86,13 +86,13 @@ def test_a_provider_closes_while_a_thread_waits(house: House) -> None:
 @pytest.mark.rows(lambda row: row.server == "mssql" and row.api == "sync")
 def test_a_wait_ends_where_the_socket_is_out_of_reach(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other systems than Linux do not show it; the drivers' own cancel does it, and the waiter's thread closes."""
-    monkeypatch.setattr("dlock_core.sighting._sockets", set)
+    monkeypatch.setattr("dlock_core.sessions.sockets._sockets", set)
     holder, provider = house.stranger(), house.new_provider()
     waiter = house.person(provider)
     assert holder.acquire("k")
     wait = waiter.begin("k")
     until(lambda: house.witness.waiters() == 1)
-    sessions: Any = provider._manager._sessions
+    sessions: Any = provider._coordinator._sessions
     assert all(isinstance(session, SqlSession) and session.socket is None for session in sessions)
     house.close_provider(provider)
     assert wait.exception(5) is not None
@@ -101,7 +101,7 @@ def test_a_wait_ends_where_the_socket_is_out_of_reach(house: House, monkeypatch:
 
 
 @pytest.mark.rows(lambda row: row.server == "mssql" and row.api == "async")
-def test_a_caller_s_wait_is_cancelled_and_his_connection_survives_or_ends(house: House) -> None:
+def test_a_caller_s_wait_is_cancelled_and_its_connection_survives_or_ends(house: House) -> None:
     """Aioodbc leaves the statement of a cancelled task running in a thread; to close under it crashes the process."""
     holder = house.person()
     assert holder.acquire("k")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from dlock_core import LockConnectionError
 from dlock_core.dialects.mysql import MAX_SECONDS, WAIT_ON_MYSQL
+from tests.pace import promptly
 
 from .house import House, until
 from .witnesses import MySQLWitness
@@ -185,7 +186,7 @@ def test_a_killed_wait_is_an_error_and_leaves_nothing(house: House, mysql: MySQL
 
 
 @pytest.mark.rows(lambda row: row.server in ("mysql", "mariadb") and row.api != "sync")
-def test_a_cancelled_waiter_holds_up_nobody(house: House, mysql: MySQLWitness) -> None:
+def test_a_cancelled_waiter_holds_up_no_other(house: House, mysql: MySQLWitness) -> None:
     """The server looks for its client once a second, but never lets a dead one keep the lock."""
     holder, first, second = house.stranger(), house.person(), house.stranger()
     assert holder.acquire("k")
@@ -198,5 +199,5 @@ def test_a_cancelled_waiter_holds_up_nobody(house: House, mysql: MySQLWitness) -
     holder.release()
     started = time.monotonic()
     assert wait.result(5)
-    assert time.monotonic() - started < 0.5
+    assert promptly(time.monotonic() - started, 0.5)
     second.release()

@@ -7,13 +7,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
 from dlock_core import DeadlockError, LockProvider, UnsafeEnvironmentError
 from dlock_core.dialects.mysql import MySQL as Locks
-from dlock_core.opening import open_session
-from dlock_core.session import SqlSession
+from dlock_core.sessions.pool import open_session
+from dlock_core.sessions.session import SqlSession
 from tests.conftest import server
 from tests.servers import MariaDB, MySQL, Server
 from tests.servers.sandbox import free_port
@@ -45,7 +47,9 @@ class Sessions:
     def open(self) -> SqlSession:
         """Open a session."""
         private = self._engine.pool.recreate()
-        opening = self.run(0, lambda: open_session(self._engine, private, self._locks, None, label="", unsafe_ok=False))
+        opening = self.run(
+            0, lambda: open_session(self._engine, private, self._locks, None, label="", allow_unsafe=False)
+        )
         session: SqlSession = opening.result(5)
         return session
 
@@ -72,7 +76,7 @@ def sessions(house: House) -> Iterator[Sessions]:
     sessions.close()
 
 
-def test_a_deadlock_of_two_sessions_is_told_to_one(sessions: Sessions, mysql: MySQLWitness) -> None:
+def test_a_deadlock_of_two_sessions_is_reported_to_one(sessions: Sessions, mysql: MySQLWitness) -> None:
     """The server sees the cycle at once; the victim's end lets the other go on."""
     first, second = sessions.open(), sessions.open()
     assert sessions.acquire(0, first, "x", 0).result(5)
@@ -104,13 +108,57 @@ def test_a_session_does_not_get_its_own_lock_twice(sessions: Sessions, mysql: My
 
 
 def test_a_read_only_server_is_refused(house: House, set_global: Callable[[str, Any], None]) -> None:
-    """It is a replica: who locks the primary knows nothing of it."""
+    """It is a replica: its locks are unknown on the primary."""
     set_global("read_only", 1)
     with pytest.raises(UnsafeEnvironmentError, match=r"'k'.*read_only=ON.*primary"):
         house.person().acquire("k", timeout=0)
-    bold = house.person(house.new_provider(unsafe_ok=True))
+    bold = house.person(house.new_provider(allow_unsafe=True))
     assert bold.acquire("k", timeout=0)
     bold.release()
+
+
+class Splitting(pymysql.Connection):  # type: ignore[misc]
+    """What a client sees of a proxy that sends SELECT to another server than all the rest."""
+
+    def __init__(self, **address: Any) -> None:
+        super().__init__(**address)
+        self.replica: Any = pymysql.connect(**address)
+
+    def query(self, sql: Any, unbuffered: bool = False) -> int:
+        """Route by the first word, as the usual rule of such proxies does."""
+        text = sql if isinstance(sql, str) else sql.decode()
+        if not text.lstrip().upper().startswith("SELECT"):
+            return int(super().query(sql, unbuffered))
+        found: int = self.replica.query(sql, unbuffered)
+        self._result = self.replica._result
+        return found
+
+    def close(self) -> None:
+        """Close both."""
+        self.replica.close()
+        super().close()
+
+
+@pytest.mark.rows(lambda row: row.name in ("mysql-pymysql", "mariadb-pymysql"))
+def test_a_proxy_that_splits_reads_from_writes_is_refused(house: House) -> None:
+    """GET_LOCK is a SELECT, so each client's locks would be on the replica that it happens to get."""
+    assert house.server is not None
+    address = house.server.address
+    where = {"host": address.host, "port": address.port, "user": address.username, "password": address.password or ""}
+    engine = sa.create_engine(house.url, creator=lambda: Splitting(**where, database=address.database))
+    with LockProvider(engine) as locks, pytest.raises(UnsafeEnvironmentError, match=r"'k'.*proxy.*primary"):
+        locks.lock("k").acquire(timeout=0)
+    with LockProvider(engine, allow_unsafe=True) as bold, bold.lock("k", timeout=0):
+        pass
+
+
+def test_every_driver_tells_the_number_that_its_connection_was_promised(house: House, mysql: MySQLWitness) -> None:
+    """Otherwise a proxy would go unnoticed."""
+    person = house.person()
+    assert person.acquire("k")
+    (session,) = [one for one in house.provider._coordinator._sessions if isinstance(one, SqlSession)]
+    assert session.driver_connection.thread_id() == mysql.scalar("SELECT IS_USED_LOCK('k')")
+    person.release()
 
 
 def _refusal(running: Server) -> str:
@@ -118,7 +166,7 @@ def _refusal(running: Server) -> str:
     with running, LockProvider(running.url("mysql+pymysql")) as locks:
         with pytest.raises(UnsafeEnvironmentError) as caught, locks.lock("k"):
             pytest.fail("entered")
-        with LockProvider(running.url("mysql+pymysql"), unsafe_ok=True) as bold, bold.lock("k", timeout=0):
+        with LockProvider(running.url("mysql+pymysql"), allow_unsafe=True) as bold, bold.lock("k", timeout=0):
             return str(caught.value)
 
 
@@ -129,7 +177,7 @@ def test_a_galera_node_is_refused() -> None:
     options = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()}"
     settings = {"wsrep_on": "ON", "wsrep_provider": str(GALERA[0]), "wsrep_cluster_address": "gcomm://"}
     settings |= {"wsrep_provider_options": options, "wsrep_node_address": "127.0.0.1", "binlog_format": "ROW"}
-    assert "unsafe_ok=True" in _refusal(MariaDB(settings=settings))
+    assert "allow_unsafe=True" in _refusal(MariaDB(settings=settings))
 
 
 def test_a_member_of_a_replication_group_is_refused() -> None:
@@ -137,4 +185,4 @@ def test_a_member_of_a_replication_group_is_refused() -> None:
     server("mysql")  # skips
     settings = {"plugin_load_add": "group_replication.so", "loose_group_replication_start_on_boot": "OFF"}
     settings |= {"loose_group_replication_group_name": "8a94f357-aab4-11df-86ab-c80aa9420000"}
-    assert "unsafe_ok=True" in _refusal(MySQL(settings=settings))
+    assert "allow_unsafe=True" in _refusal(MySQL(settings=settings))

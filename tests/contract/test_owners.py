@@ -1,4 +1,4 @@
-"""Who owns a lock, and who would wait for himself."""
+"""The owner of a lock, and an owner that would wait for itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_same_owner_is_refused_a_second_take(house: House) -> None:
 
 
 def test_a_cycle_of_two_is_a_deadlock_at_once(house: House) -> None:
-    """Two that hold X and Y and want the other: one is told, the other goes on."""
+    """Two that hold X and Y and want the other: one is refused, the other goes on."""
     first, second = house.person(), house.person()
     assert first.acquire("x")
     assert second.acquire("y")
@@ -46,7 +46,7 @@ def test_a_cycle_of_two_is_a_deadlock_at_once(house: House) -> None:
 
 
 def test_a_cycle_of_three_is_a_deadlock_at_once(house: House) -> None:
-    """The walk goes through others who wait."""
+    """The walk goes through others that wait."""
     people = [house.person() for _ in range(3)]
     for number, person in enumerate(people):
         assert person.acquire(number)
@@ -64,11 +64,11 @@ def test_a_cycle_of_three_is_a_deadlock_at_once(house: House) -> None:
 
 
 def _awaits(house: House, count: int) -> bool:
-    return len(house.provider._manager.entries._awaited) == count
+    return len(house.provider._coordinator.entries._awaited) == count
 
 
-def test_a_disowned_lock_may_be_waited_for_by_who_took_it(house: House) -> None:
-    """`disown()` says that somebody else will release."""
+def test_a_disowned_lock_may_be_waited_for_by_its_former_owner(house: House) -> None:
+    """`disown()` says that another will release."""
     person, helper = house.person(), house.person()
     assert person.acquire("k")
     person.locks[0].disown()

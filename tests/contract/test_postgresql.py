@@ -24,7 +24,7 @@ pytestmark = pytest.mark.rows(lambda row: row.server == "postgresql" and row.sha
 
 @pytest.fixture
 def witness(house: House) -> PostgreSQLWitness:
-    """The witness, who can run statements."""
+    """The witness, which can run statements."""
     assert isinstance(house.witness, PostgreSQLWitness)
     return house.witness
 
@@ -40,7 +40,7 @@ def test_a_holder_is_idle_and_not_idle_in_transaction(house: House, witness: Pos
     person.release()
 
 
-def test_the_server_shows_who_waits_and_who_holds_a_session_of_his_own(
+def test_the_server_shows_waiters_and_holders_with_sessions_of_their_own(
     house: House, witness: PostgreSQLWitness
 ) -> None:
     """Such sessions carry suite, key, host and pid; a shared or idle one carries no key."""

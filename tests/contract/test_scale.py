@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from dlock_core import DeadlockError, LockLostError
-from dlock_core.watch import Watch
+from dlock_core.sessions.watch import Watch
+from tests.pace import promptly
 
 from .house import House, until
 from .persons import AnyLock, Person
@@ -24,7 +25,7 @@ ON_SERVER = pytest.mark.rows(lambda row: row.is_server and row.share_sessions)
 
 
 def _queue_is(house: House, length: int) -> bool:
-    entries = house.provider._manager.entries
+    entries = house.provider._coordinator.entries
     return sum(len(entry.queue) for entry in list(entries._entries.values())) == length
 
 
@@ -70,7 +71,7 @@ def test_waits_for_many_keys_stay_within_max_sessions(house: House) -> None:
     before = _our_sessions(house)
     waits = [person.begin(number, timeout=30) for number, person in enumerate(people)]
     until(lambda: house.witness.waiters() == 3)
-    until(lambda: len(provider._manager.entries._entries) == 30)
+    until(lambda: len(provider._coordinator.entries._entries) == 30)
     assert _our_sessions(house) - before == 4
     for lock in stranger.locks:
         stranger.do(lock.release)
@@ -130,8 +131,8 @@ def test_a_turn_ends_after_its_grants(house: House) -> None:
     assert sum(one is hold for one in holds) == 64
 
 
-def test_nobody_is_granted_from_memory_on_a_dead_session(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The session ends with a queue behind it, a stranger takes the lock: the queue waits for him.
+def test_nothing_is_granted_from_memory_on_a_dead_session(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session ends with a queue behind it, a stranger takes the lock: the queue waits for it.
 
     The watch would tell the queue at once, so it sleeps here.
     """
@@ -154,12 +155,12 @@ def test_nobody_is_granted_from_memory_on_a_dead_session(house: House, monkeypat
     assert [wait.result(20) for wait in waits] == [1] * 5
 
 
-def test_a_short_timeout_holds_up_nobody(house: House) -> None:
-    """Those behind a waiter who gives up keep their places."""
+def test_a_short_timeout_holds_up_no_other(house: House) -> None:
+    """Those behind a waiter that gives up keep their places."""
     holder, short, long = house.stranger(), house.person(), house.person()
     assert holder.acquire("k")
     leaves = short.begin("k", timeout=0.1)
-    until(lambda: bool(house.provider._manager.entries._entries))
+    until(lambda: bool(house.provider._coordinator.entries._entries))
     stays = long.begin("k", timeout=20)
     assert leaves.result(5) is False
     holder.release()
@@ -195,7 +196,7 @@ def test_a_cancelled_task_costs_no_other_its_lock(house: House) -> None:
 
 @pytest.mark.rows(lambda row: row.is_server and row.api == "sync" and row.share_sessions)
 def test_a_circle_across_providers_ends_with_a_session_for_each_owner(house: House) -> None:
-    """The server sees it, chooses a victim, and the other goes on; the victim keeps what he holds."""
+    """The server sees it, chooses a victim, and the other goes on; the victim keeps what it holds."""
     one, two = (house.person(house.new_provider(share_sessions=False)) for _ in range(2))
     assert one.acquire("x")
     assert two.acquire("y")
@@ -215,7 +216,7 @@ def test_a_circle_across_providers_ends_with_a_session_for_each_owner(house: Hou
 
 
 @ON_SERVER
-def test_an_owners_locks_are_on_one_session_of_his_own(house: House) -> None:
+def test_an_owners_locks_are_on_one_session_of_its_own(house: House) -> None:
     """`share_sessions=False`: as many sessions as owners, and none is left behind."""
     provider = house.new_provider(share_sessions=False)
     people = [house.person(provider) for _ in range(3)]
@@ -254,7 +255,8 @@ print(turns, sum(counts))
 def test_two_processes_with_queues_share_a_key(house: House) -> None:
     """2 processes x 8 threads: each gets a third of the turns at least.
 
-    How many grants fit into a turn of 20 ms depends on the processor that a process gets.
+    How many grants fit into a turn of 20 ms depends on the processor that a process gets, and where others keep the
+    processors busy also how soon it comes back for its next turn.
     """
     command = [sys.executable, "-c", THREADS, house.url]
     crowd = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -267,8 +269,8 @@ def test_two_processes_with_queues_share_a_key(house: House) -> None:
         process.stdin.write(end)
         process.stdin.flush()
     (ours, grants), (theirs, others) = (map(int, process.communicate(timeout=60)[0].split()) for process in crowd)
-    assert min(ours, theirs) >= (ours + theirs) / 3, (ours, theirs)
-    assert min(grants, others) >= (grants + others) / 10, (grants, others)
+    assert promptly((ours + theirs) / min(ours, theirs), 3), (ours, theirs)
+    assert promptly((grants + others) / min(grants, others), 10), (grants, others)
 
 
 @pytest.mark.rows(lambda row: row.shared and row.is_server and row.share_sessions)
@@ -299,26 +301,26 @@ def test_a_writer_elsewhere_gets_in_under_an_unending_stream_of_readers(house: H
 
 @ON_SERVER
 def test_a_session_that_becomes_free_goes_to_the_first_in_line(house: House) -> None:
-    """Waits beyond `max_sessions` poll in a line; whoever got his lock by polling leaves it."""
+    """Waits beyond `max_sessions` poll in a line; one that got its lock by polling leaves it."""
     provider = house.new_provider(max_sessions=2)
     stranger, first, second, third = house.stranger(), *(house.person(provider) for _ in range(3))
     for number in range(3):
         assert stranger.acquire(number)
     waits = [first.begin(0, timeout=30)]
     until(lambda: house.witness.waiters() == 1)
-    lender = next(iter(provider._manager._lenders.values()))
+    policy = next(iter(provider._coordinator._policies.values()))
     waits.append(second.begin(1, timeout=30))
-    until(lambda: len(lender._line) == 1)  # type: ignore[attr-defined]
+    until(lambda: len(policy._line) == 1)
     waits.append(third.begin(2, timeout=30))
-    until(lambda: len(lender._line) == 2)  # type: ignore[attr-defined]
+    until(lambda: len(policy._line) == 2)
     stranger.do(stranger.locks[1].release)
     assert waits[1].result(5)
-    until(lambda: len(lender._line) == 1)  # type: ignore[attr-defined]
+    until(lambda: len(policy._line) == 1)
     stranger.do(stranger.locks[0].release)
     assert waits[0].result(5)
     first.release()
     until(lambda: house.witness.waiters() == 1, "the third to wait at the server")
-    assert not lender._line  # type: ignore[attr-defined]
+    assert not policy._line
     stranger.do(stranger.locks[2].release)
     assert waits[2].result(5)
     second.release()

@@ -55,7 +55,7 @@ def test_a_waiting_writer_goes_before_later_readers_of_its_process(house: House)
     late.release()
 
 
-def test_readers_who_queued_behind_a_writer_read_together(house: House) -> None:
+def test_readers_that_queued_behind_a_writer_read_together(house: House) -> None:
     """The writer's release lets all of them in."""
     writer, readers = house.person(), [house.person() for _ in range(5)]
     assert writer.acquire("k")
@@ -87,5 +87,5 @@ def test_the_same_owner_does_not_become_reader_twice(house: House) -> None:
 
 
 def _queued(house: House) -> int:
-    entries = house.provider._manager.entries
+    entries = house.provider._coordinator.entries
     return sum(len(entry.queue) for entry in list(entries._entries.values()))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.pace import promptly
+
 from .house import House, until
 
 # The database in memory is shared with no other process.
@@ -46,7 +48,7 @@ class Program:
 
     def let_go_on(self) -> None:
         """Let it take locks again, and end well."""
-        self.process.communicate("\n", timeout=10)
+        self.process.communicate("\n", timeout=60)
         assert self.process.returncode == 0
 
 
@@ -77,9 +79,9 @@ def test_a_signal_ends_the_wait_of_a_main_thread(
     assert holder.acquire("k")
     waiting = program(reaction)
     sent = waiting.interrupt()
-    assert waiting.hears(error) - sent < 0.5
+    assert promptly(waiting.hears(error) - sent, 0.5)
     until(lambda: house.witness.waiters() == 0)
-    assert time.monotonic() - sent < 2
+    assert promptly(time.monotonic() - sent, 2)
     assert house.witness.holders() == 2
     holder.release()
     assert house.witness.holders() == 1
@@ -87,15 +89,15 @@ def test_a_signal_ends_the_wait_of_a_main_thread(
 
 
 def test_a_program_that_ends_by_ctrl_c_leaves_nothing(house: House, program: Callable[[str], Program]) -> None:
-    """Nobody is left who could still tell the server."""
+    """Nothing is left that could still tell the server."""
     holder = house.person()
     assert holder.acquire("k")
     waiting = program("dies")
     sent = waiting.interrupt()
-    assert waiting.hears("KeyboardInterrupt") - sent < 0.5
-    assert waiting.process.wait(10) == -signal.SIGINT
+    assert promptly(waiting.hears("KeyboardInterrupt") - sent, 0.5)
+    assert waiting.process.wait(60) == -signal.SIGINT
     until(lambda: house.witness.waiters() == 0)
-    assert time.monotonic() - sent < 2
+    assert promptly(time.monotonic() - sent, 2)
     holder.release()
     assert house.witness.holders() == 0
 
@@ -108,7 +110,7 @@ def test_a_signal_handler_that_returns_runs_at_once_and_the_wait_goes_on(
     assert holder.acquire("k")
     waiting = program("returns")
     sent = waiting.interrupt()
-    assert waiting.hears("handled") - sent < 0.5
+    assert promptly(waiting.hears("handled") - sent, 0.5)
     if house.row.is_server:
         assert house.witness.waiters() == 1
     holder.release()

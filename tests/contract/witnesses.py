@@ -1,26 +1,24 @@
-"""Witnesses: what the server, not our library, says about who holds what."""
+"""Witnesses: what the server, not our library, says about its locks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from dlock_core.dialects.base import error_number
-from dlock_core.dialects.mssql import MSSQL
-from dlock_core.dialects.sqlite_memory import MemoryLocks
+from dlock_core.dialects.sqlite import MemoryLocks
 from tests.servers import OracleStandIn, Server, wait_until
-from tests.standin.locks import Party
+from tests.standin.locks import Client
 
 __all__ = ["FileWitness", "MemoryWitness", "MySQLWitness", "PostgreSQLWitness", "Witness", "witness_of"]
 
 
 class Witness(Protocol):
-    """Somebody who can be asked."""
+    """Another that can be asked."""
 
     def holders(self) -> int:
         """Return how many locks are held."""
@@ -162,67 +160,56 @@ class MSSQLWitness(ServerWitness):
     AWAITED = f"{LOCKS} AND request_status = 'WAIT'"
     OTHERS = "SELECT session_id FROM sys.dm_exec_sessions WHERE is_user_process = 1 AND session_id <> @@SPID"
 
+    def _holding(self) -> list[int]:
+        """Return the session of each lock that is held."""
+        return [number for (number,) in self.all(self.HELD)]
+
+    def _waiting(self) -> list[int]:
+        return [number for (number,) in self.all(self.AWAITED)]
+
+    def _others(self) -> list[int]:
+        return [number for (number,) in self.all(self.OTHERS)]
+
     def holders(self) -> int:
-        return len(self.all(self.HELD))
+        return len(self._holding())
 
     def waiters(self) -> int:
-        return len(self.all(self.AWAITED))
+        return len(self._waiting())
 
     def sessions(self) -> int:
-        return len(self.all(self.OTHERS))
+        return len(self._others())
 
-    def _kill(self, sessions: str) -> None:
-        for number in {number for (number,) in self.all(sessions)}:
+    def _kill(self, sessions: list[int]) -> None:
+        for number in set(sessions):
             try:
                 self.connection.exec_driver_sql(f"KILL {number}")
             except sa.exc.DBAPIError:
-                if (number,) in self.all(self.OTHERS):  # else it ended by itself
+                if number in self._others():  # else it ended by itself
                     raise
 
     def break_lock(self) -> None:
-        self._kill(self.HELD)
+        self._kill(self._holding())
         wait_until(lambda: self.holders() == 0, "the holders' sessions to end")
 
     def cancel_waiters(self) -> None:
-        self._kill(self.AWAITED)
+        self._kill(self._waiting())
 
     def end_idle(self) -> None:
-        self._kill(self.OTHERS)
+        self._kill(self._others())
         wait_until(lambda: self.sessions() == 0, "all sessions to end")
 
 
 class BabelfishWitness(MSSQLWitness):
-    """Asks a server that shows no application locks whether each name known to this process is free.
+    """Looks where PostgreSQL, which is inside, shows application locks; the views of SQL Server do not."""
 
-    Who holds is not to be seen there, so a lock is broken by ending every other session.
-    """
-
-    AWAITED = "SELECT spid FROM sys.sysprocesses WHERE blocked <> 0"
+    LOCKS = "SELECT pid, granted FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
     OTHERS = "SELECT session_id FROM sys.dm_exec_sessions WHERE session_id <> @@SPID"
-    IN_OTHER_PROCESSES = ("k", "mine", "another", "forked", "warm")
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self.names: set[Any] = set(self.IN_OTHER_PROCESSES)
-        self._patch = mock.patch.object(MSSQL, "name", self._note)
-        self._map = MSSQL().name
-        self._patch.start()
+    def _holding(self) -> list[int]:
+        return [number for number, granted in self.all(self.LOCKS) if granted]
 
-    def _note(self, prefix: str, key: Any) -> str:
-        name = self._map(prefix, key)
-        self.names.add(name)
-        return name
-
-    def close(self) -> None:
-        self._patch.stop()
-        super().close()
-
-    def holders(self) -> int:
-        free = "SELECT APPLOCK_TEST('public', :name, 'Exclusive', 'Session')"
-        return sum(self.scalar(free, name=name) == 0 for name in sorted(self.names))
-
-    def break_lock(self) -> None:
-        self.end_idle()
+    def _waiting(self) -> list[int]:
+        return [number for number, granted in self.all(self.LOCKS) if not granted]
 
 
 class OracleWitness(ServerWitness):
@@ -275,18 +262,18 @@ class OracleStandInWitness:
     def sessions(self) -> int:
         return len(self.server.sessions)
 
-    def _kill(self, parties: list[Party]) -> None:
-        for session in [session for session in self.server.sessions if session.party in parties]:
+    def _kill(self, clients: list[Client]) -> None:
+        for session in [session for session in self.server.sessions if session.client in clients]:
             session.kill()
 
     def break_lock(self) -> None:
         self._kill(self.server.locks.holders())
 
     def cancel_waiters(self) -> None:
-        self._kill([request.party for request in self.server.locks.queue])
+        self._kill([request.client for request in self.server.locks.queue])
 
     def end_idle(self) -> None:
-        self._kill([session.party for session in self.server.sessions])
+        self._kill([session.client for session in self.server.sessions])
 
     def close(self) -> None:
         """Do nothing."""
@@ -309,8 +296,11 @@ class FileWitness:
     def __init__(self, database: Path) -> None:
         self.folder = database.with_name(f"{database.name}.dlock")
 
+    def _lock_files(self) -> list[Path]:
+        return [path for path in self.folder.glob("*") if not path.suffix]  # notes and what was counted are no locks
+
     def holders(self) -> int:
-        files = {path.stat().st_ino for path in self.folder.glob("*")}
+        files = {path.stat().st_ino for path in self._lock_files()}
         locked = {int(line.split()[-3].rpartition(":")[2]) for line in Path("/proc/locks").read_text().splitlines()}
         return len(files & locked)
 
@@ -321,12 +311,11 @@ class FileWitness:
         return 0
 
     def break_lock(self) -> None:
-        for path in self.folder.glob("*"):
-            if path.is_file() and path.suffix != ".token":  # notes and what was counted are no locks
-                path.unlink()
+        for path in self._lock_files():
+            path.unlink()
 
     def cancel_waiters(self) -> None:
-        """Do nothing: nobody waits at a server."""
+        """Do nothing: no caller waits at a server."""
 
     def end_idle(self) -> None:
         """Do nothing: there is no server."""
@@ -357,7 +346,7 @@ class MemoryWitness:
         self._table()._holders.clear()
 
     def cancel_waiters(self) -> None:
-        """Do nothing: nobody waits at a server."""
+        """Do nothing: no caller waits at a server."""
 
     def end_idle(self) -> None:
         """Do nothing: there is no server."""

@@ -1,4 +1,4 @@
-"""The databases of the test project: an entry of DATABASES for each server, and who can be asked about its locks."""
+"""The databases of the test project: an entry of DATABASES for each server, and the witness of its locks."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def prepare(kind: str, name: str = NAME) -> Server:
 
 
 def witness(kind: str, folder: Path) -> Witness:
-    """Return who can be asked what is held."""
+    """Return the witness that can be asked what is held."""
     return FileWitness(folder / "app.db") if kind == "sqlite" else witness_of(server(kind))

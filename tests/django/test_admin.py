@@ -29,7 +29,7 @@ def model(name: str) -> Any:
 
 
 def staff(*permissions: str, strict: bool = False) -> Client:
-    """Return the browser of somebody on the staff."""
+    """Return the browser of another member of the staff."""
     user = model("auth.User").objects.create(username="staff" + "".join(permissions), is_staff=True)
     found = model("auth.Permission").objects.filter(content_type__app_label="dlock", codename__in=permissions)
     user.user_permissions.set(found)
@@ -40,7 +40,7 @@ def staff(*permissions: str, strict: bool = False) -> Client:
 
 @pytest.fixture(autouse=True)
 def _no_users(inside: object) -> Iterator[None]:
-    """Nobody is left for the next test."""
+    """Nothing is left for the next test."""
     yield
     model("auth.User").objects.all().delete()
     connections.close_all()
@@ -75,7 +75,7 @@ def text(answer: object) -> str:
     return answer.content.decode()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_the_page_shows_who_holds_on_each_database(alias: str, reader: Client) -> None:
+def test_the_page_shows_the_holder_on_each_database(alias: str, reader: Client) -> None:
     """The key is text, whatever it contains; another database has no locks."""
     with hold_lock(EVIL, using=alias) as held:
         page = text(reader.get(LIST))
@@ -89,7 +89,7 @@ def test_the_page_shows_who_holds_on_each_database(alias: str, reader: Client) -
 
 
 def test_the_index_leads_to_the_page(default_alias: str, reader: Client) -> None:
-    """For who may look, and for nobody else; there is nothing to add, change or delete."""
+    """For users that may look, and for no others; there is nothing to add, change or delete."""
     assert f'href="{LIST}"' in text(reader.get("/admin/"))
     for path in ("add/", "k/change/", "k/delete/"):
         assert reader.get(LIST + path).status_code == 404
@@ -99,8 +99,8 @@ def test_the_index_leads_to_the_page(default_alias: str, reader: Client) -> None
     assert Client().get(LIST)["Location"].startswith("/admin/login/")
 
 
-def test_who_may_only_look_sees_no_button(default_alias: str, reader: Client, operator: Client) -> None:
-    """And is refused if he posts nevertheless."""
+def test_a_user_that_may_only_look_sees_no_button(default_alias: str, reader: Client, operator: Client) -> None:
+    """And is refused when the form is posted all the same."""
     with hold_lock("k"):
         assert "Terminate" not in text(reader.get(LIST))
         [button] = fields(text(operator.get(LIST)), "default")
@@ -109,7 +109,7 @@ def test_who_may_only_look_sees_no_button(default_alias: str, reader: Client, op
 
 
 def test_terminate_asks_and_then_ends_the_session(alias: str, operator: Client) -> None:
-    """The holder knows it lost; the admin's log knows who did it."""
+    """The holder knows it lost; the admin's log knows the user that did it."""
     with pytest.raises(LockLostError), hold_lock(EVIL, using=alias):
         [button] = fields(text(operator.get(LIST)), alias)
         question = text(operator.post(TERMINATE, button))
@@ -127,8 +127,8 @@ def test_a_lock_that_is_free_by_now_is_said_to_be(alias: str, operator: Client) 
     """Nothing else is ended."""
     with hold_lock("k", using=alias):
         [button] = fields(text(operator.get(LIST)), alias)
-    assert "let go of the lock already" in text(operator.post(TERMINATE, {**button, "confirmed": "on"}, follow=True))
-    assert "Nobody is named" in text(operator.post(TERMINATE, {**button, "database": "nowhere"}, follow=True))
+    assert "released the lock already" in text(operator.post(TERMINATE, {**button, "confirmed": "on"}, follow=True))
+    assert "No lock was selected" in text(operator.post(TERMINATE, {**button, "database": "nowhere"}, follow=True))
 
 
 def test_the_other_locks_of_a_session_are_named_and_spared(postgresql_alias: str, operator: Client) -> None:
@@ -200,7 +200,7 @@ def test_a_database_that_is_away_is_said_to_be(postgresql_alias: str, reader: Cl
 
 
 def test_there_is_no_table_and_no_migration(default_alias: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """And whoever walks over all models finds it empty."""
+    """And code that walks over all models finds it empty."""
     call_command("makemigrations", dry_run=True)
     assert "dlock" not in capsys.readouterr().out
     call_command("dumpdata", "dlock", use_base_manager=True)

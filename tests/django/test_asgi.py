@@ -1,4 +1,4 @@
-"""Under a real ASGI server: those who wait for a lock hold up nobody else."""
+"""Under a real ASGI server: those that wait for a lock hold up no other."""
 
 from __future__ import annotations
 

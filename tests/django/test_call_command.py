@@ -75,8 +75,8 @@ def test_a_command_that_lost_its_lock_does_not_end_well(alias: str, server_of: W
 
     def lose() -> None:
         server_of.break_lock()
-        if alias != "default":  # SQLite has nobody who could tell before the end
-            wait_until(lambda: said.getvalue().startswith("Lost the lock 'k': somebody else may run"), "the news", 10)
+        if alias != "default":  # SQLite has nothing that could tell before the end
+            wait_until(lambda: said.getvalue().startswith("Lost the lock 'k': another process may run"), "the news", 10)
 
     with pytest.raises(CommandLockLost, match="lost") as caught:
         call_command(make(lose), lock=True, lock_key="k", lock_database=alias, stderr=said)
@@ -111,7 +111,8 @@ def test_a_class_decides_on_its_own_conflict(default_alias: str) -> None:
         with override_settings(DLOCK_CONFLICT_EXIT_CODE=8), pytest.raises(CommandLocked) as caught:
             call_command(make(lambda: None, lock_by_default=True, lock_key="k"))
         assert caught.value.returncode == 8
-        call_command(make(lambda: pytest.fail("ran"), lock_by_default=True, lock_key="k", lock_skip=True), stderr=said)
+        skips = make(lambda: pytest.fail("ran"), lock_by_default=True, lock_key="k", lock_on_conflict="skip")
+        call_command(skips, stderr=said)
     assert said.getvalue().startswith("Skipped: 'k' is locked by ")
 
 
@@ -136,11 +137,14 @@ def test_a_key_that_is_none_is_one_line(default_alias: str) -> None:
         call_command(make(lambda: pytest.fail("ran")), lock=True, lock_database="nowhere")
 
 
-@pytest.mark.parametrize("words", [["--lock-timeout", "-1"], ["--lock-timeout", "nan"], ["--lock-exit-code", "256"]])
-def test_a_wrong_value_is_refused(default_alias: str, words: list[str]) -> None:
-    """By the parser, before anything runs."""
-    with pytest.raises(CommandError, match="Error: argument --lock-"):
-        call_command(make(lambda: pytest.fail("ran")), *words)
+@pytest.mark.parametrize(
+    "word", ["timeout=-1", "timeout=nan", "timeout=1m", "exit-code=256", "exit-code=-1", "exit-code=x"]
+)
+def test_a_wrong_value_is_refused(default_alias: str, word: str) -> None:
+    """By the parser, before anything runs, with what to give."""
+    option, _, value = word.partition("=")
+    with pytest.raises(CommandError, match=f"Error: argument --lock-{option}: {value}: give "):
+        call_command(make(lambda: pytest.fail("ran")), f"--lock-{word}")
 
 
 def test_the_mixin_must_come_first(default_alias: str) -> None:
@@ -149,7 +153,7 @@ def test_the_mixin_must_come_first(default_alias: str) -> None:
         type("Wrong", (BaseCommand, LockedCommandMixin), {})
 
 
-def test_a_flag_of_the_command_s_own_is_told(default_alias: str) -> None:
+def test_a_flag_of_the_command_s_own_is_reported(default_alias: str) -> None:
     """Two meanings of --lock cannot be."""
 
     def add_arguments(self: Any, parser: CommandParser) -> None:

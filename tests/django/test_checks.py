@@ -70,14 +70,19 @@ def test_a_backend_without_locks_is_named(default_alias: str, monkeypatch: pytes
         ("DLOCK_CONFLICT_STATUS", 200),
         ("DLOCK_RETRY_AFTER", 0.5),
         ("DLOCK_MAX_SESSIONS", 1),
+        ("DLOCK_HEARTBEAT", 0),
+        ("DLOCK_LEASE", "5 s"),
+        ("DLOCK_SHARE_SESSIONS", "yes"),
         ("DLOCK_SHOW_KEYS", 1),
-        ("DLOCK_UNSAFE_OK", "no"),
+        ("DLOCK_ALLOW_UNSAFE", "no"),
     ],
 )
 def test_a_wrong_value_is_named(default_alias: str, name: str, value: object) -> None:
     """With what it should be."""
     with override_settings(**{name: value}):
-        assert found()["dlock.E003"].startswith(f"{name} = {value!r} is not ")
+        issues = found()
+        assert list(issues) == ["dlock.E003"]
+        assert issues["dlock.E003"].startswith(f"{name}={value!r}: give ")
 
 
 def test_the_defaults_are_right(default_alias: str) -> None:
@@ -96,17 +101,19 @@ def test_a_wrong_factory_is_named(default_alias: str, factory: object) -> None:
 def test_a_misspelt_setting_is_named(default_alias: str) -> None:
     """It would be ignored."""
     with override_settings(DLOCK_TIMEOT=5):
-        assert found()["dlock.W005"] == "There is no setting DLOCK_TIMEOT. Did you mean DLOCK_TIMEOUT?"
+        assert found()["dlock.E005"].startswith("there is no setting DLOCK_TIMEOT: did you mean DLOCK_TIMEOUT?")
+    with override_settings(DLOCK_LEASE=5, DLOCK_SHARE_SESSIONS=False):
+        assert "lease with share_sessions=False" in found()["dlock.E003"]
 
 
-def test_sqlite_is_told_when_it_is_deployed(default_alias: str) -> None:
+def test_sqlite_is_reported_when_it_is_deployed(default_alias: str) -> None:
     """One machine; or one process, in memory."""
     assert "within one machine" in found(deploy=True)["dlock.W001"]
     with override_settings(DLOCK_DATABASE="memory"):
         assert "within one process" in found(deploy=True)["dlock.W002"]
 
 
-def test_what_looks_like_a_pooler_is_told_when_it_is_deployed(postgresql_alias: str, change: Any) -> None:
+def test_what_looks_like_a_pooler_is_reported_when_it_is_deployed(postgresql_alias: str, change: Any) -> None:
     """By the setting that Django's manual asks for behind one, or by the port."""
     with override_settings(DLOCK_DATABASE="postgresql"):
         assert found(deploy=True) == {}
@@ -114,7 +121,7 @@ def test_what_looks_like_a_pooler_is_told_when_it_is_deployed(postgresql_alias: 
         assert "transaction mode" in found(deploy=True)["dlock.W003"]
 
 
-def test_a_server_that_cannot_be_asked_is_told(change: Any) -> None:
+def test_a_server_that_cannot_be_asked_is_reported(change: Any) -> None:
     """By `check --database`, and only for the database that lends the locks."""
     change("second", NAME="/nowhere/app.db")
     forget("second")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.contract.witnesses import Witness
 from tests.servers import wait_until
 
 from .databases import ONE_OF_EACH, Row
-from .site import Site
+from .site import Running, Site
 
 ROWS = ONE_OF_EACH
 
@@ -22,7 +26,8 @@ def test_a_free_lock_changes_nothing_that_a_command_says(site: Site) -> None:
     assert (done.process.returncode, done.out, done.err) == (0, "worked on file.csv\n", "")
 
 
-def test_a_held_lock_is_told_in_one_line_and_exit_code(site: Site) -> None:
+@pytest.mark.slow
+def test_a_held_lock_is_reported_in_one_line_and_exit_code(site: Site) -> None:
     """75, or what is asked for; 0 with --lock-skip, where level 0 says nothing."""
     holder = site.start("work", "--lock", "--do", "stay").wait_in()
     held = site.run("work", "--lock")
@@ -60,31 +65,36 @@ def test_a_waiter_gets_its_turn_and_says_how_long_it_took(site: Site, asked: Wit
     """The wait is shown at verbosity 2."""
     holder = site.start("work", "--lock", "--do", "stay").wait_in()
     waiter = site.start("work", "--lock-timeout", "30", "--verbosity", "2", "--do", "stay")
-    if row.kind == "sqlite":
-        assert waiter.process.poll() is None  # nobody waits at SQLite
-    else:
-        wait_until(lambda: asked.waiters() == 1, "the waiter at the server", 20)
+    _wait_for_waiter(waiter, asked, row)
+    time.sleep(0.4)  # how long it waits at the least
     assert holder.finish() == 0
     assert waiter.wait_in().finish() == 0
-    assert waiter.err.startswith(f"Locked {KEY} on 'default' after ")
+    said = re.match(rf"Locked {KEY} on 'default' after (\d+\.\d) s", waiter.err)
+    assert said, waiter.err
+    assert float(said[1]) >= 0.4
 
 
 def test_ctrl_c_ends_a_wait_and_leaves_nothing(site: Site, asked: Witness, row: Row) -> None:
     """The holder goes on undisturbed; `site` asks the server for what is left."""
     holder = site.start("work", "--lock", "--do", "stay").wait_in()
     waiter = site.start("work", "--lock-timeout", "forever", "--verbosity", "2")
-    if row.kind == "sqlite":
-        wait_until(lambda: _imported(waiter.process.pid), "the waiter", 20)
-    else:
-        wait_until(lambda: asked.waiters() == 1, "the waiter at the server", 20)
+    _wait_for_waiter(waiter, asked, row)
     waiter.process.send_signal(signal.SIGINT)
     assert waiter.finish() == -signal.SIGINT  # a shell calls that 130
     assert asked.holders() == 1
     assert holder.finish() == 0
 
 
+def _wait_for_waiter(waiter: Running, asked: Witness, row: Row) -> None:
+    """Wait until a command waits: the server tells, and on SQLite its open lock file."""
+    if row.kind == "sqlite":
+        wait_until(lambda: _imported(waiter.process.pid), "the waiter", 20)
+    else:
+        wait_until(lambda: asked.waiters() == 1, "the waiter at the server", 20)
+
+
 def _imported(pid: int) -> bool:
-    """Tell whether a process has come as far as to open a side file."""
+    """Tell whether a process has come as far as to open a lock file."""
     return any(str(link.readlink()).find(".dlock/") >= 0 for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
 
 
@@ -95,6 +105,7 @@ def test_sigterm_ends_a_command_in_order(site: Site) -> None:
     assert running.finish() == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_tenants_run_beside_one_another(site: Site) -> None:
     """A key from the options; the flag --no-lock; --lock-key says another."""
     first = site.start("nightly", "--tenant", "a", "--stay").wait_in()
@@ -117,12 +128,42 @@ def test_any_command_runs_under_a_lock(site: Site) -> None:
     assert (again.process.returncode, again.out) == (6, "in plain 6 --verbosity 1\n")
 
 
-def test_two_hosts_migrate_once(site: Site) -> None:
-    """The second waits, and finds nothing to do."""
+@pytest.mark.slow
+def test_the_options_of_every_command_are_dlock_s_too(site: Site) -> None:
+    """Those that change the process are applied, or refused where that would be too late."""
+    holder = site.start("dlock", "run", "night", "--", "plain", "5", "--stay").wait_in()
+    silent = site.run("dlock", "run", "night", "--lock-skip", "-v", "0", "--", "plain", "5")
+    assert (silent.process.returncode, silent.out + silent.err) == (0, "")
+    assert holder.finish() == 5
+    for words in (("run", "--settings=nowhere", "k", "--", "plain", "5"), ("--settings", "nowhere", "list")):
+        other = site.run("dlock", *words)
+        assert other.process.returncode == 1
+        assert "No module named 'nowhere'" in other.err
+    late = site.run("dlock", "run", "k", "--", "plain", "--settings=nowhere")
+    assert (late.process.returncode, late.out) == (1, "")
+    assert "as in dlock run --settings=nowhere k -- " in late.err
+    for words in (
+        ("run", "--settings=shop.settings", "k", "--", "plain", "5"),
+        ("--settings", "shop.settings", "list"),
+    ):
+        assert site.run("dlock", *words).process.returncode == (5 if words[0] == "run" else 0)
+
+
+@pytest.mark.slow
+def test_two_hosts_migrate_once(
+    site: Site, asked: Witness, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first is in its migration, waits, and finds nothing to do."""
     migrate = ("dlock", "run", "migrate", "--lock-timeout", "60", "--", "migrate", "--no-color")
     assert site.run("migrate", "shop", "zero", "--verbosity", "0").process.returncode == 0
-    both = [site.start(*migrate) for _ in range(2)]
+    monkeypatch.setenv("SHOP_GATE", str(tmp_path))
+    both = [site.start(*migrate)]
+    wait_until((tmp_path / "migrating").exists, "the first to migrate", 30)
+    both.append(site.start(*migrate))
+    _wait_for_waiter(both[1], asked, row)
+    (tmp_path / "open").touch()
     assert [running.finish() for running in both] == [0, 0]
     said = [running.out for running in both]
     assert sum("Applying shop.0001_initial... OK" in text for text in said) == 1
     assert sum("No migrations to apply." in text for text in said) == 1
+    assert len((tmp_path / "migrating").read_text().split()) == 1

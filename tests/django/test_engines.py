@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from django.test.utils import override_settings
 from django.utils.connection import ConnectionDoesNotExist
 
 from dlock_core import LockConnectionError, UnsupportedError
+from dlock_core.adapters import holder_of
 from dlock_django import get_engine, is_locked, lock
-from dlock_django.engines import make_engine
-from dlock_django.holders import holder_of
 from dlock_django.management.commands.dlock import _verbs
+from dlock_django.providers import make_engine, provider
+from dlock_django.test import hold_lock
 from tests.conftest import server
 from tests.contract.witnesses import PostgreSQLWitness
 
@@ -43,6 +45,19 @@ def alias_like(postgresql_alias: str) -> Iterator[Any]:
         connections[alias].close()
         del connections[alias]
         del connections.settings[alias]
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_times_have_their_zone_whatever_django_is_set_to(postgresql_alias: str, use_tz: bool) -> None:
+    """Without, the admin's page and `manage.py dlock list` would end in a traceback."""
+    with (
+        override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Tokyo"),
+        hold_lock("k", using=postgresql_alias),
+        provider(postgresql_alias) as locks,
+    ):
+        [info] = locks.inspect("k")
+        assert info.session_since is not None
+        assert abs(datetime.now(UTC) - info.session_since) < timedelta(minutes=30)
 
 
 @pytest.fixture
@@ -154,15 +169,29 @@ def test_the_driver_is_the_one_that_django_imported(inside: Path) -> None:
         assert make_engine("postgresql").dialect.driver == "psycopg"
 
 
-def test_an_oracle_backend_has_an_engine(monkeypatch: pytest.MonkeyPatch, inside: Path) -> None:
-    """Made from Django's own backend; no server is asked."""
-    settings = connections.configure_settings(
-        {"default": {}, "oracle": {"ENGINE": "django.db.backends.oracle", "NAME": "nowhere:1/x"}}
-    )
-    monkeypatch.setitem(connections.settings, "oracle", settings["oracle"])
-    engine = make_engine("oracle")
-    assert (engine.dialect.name, engine.dialect.driver) == ("oracle", "oracledb")
-    del connections["oracle"]
+@pytest.mark.parametrize(
+    ("backend", "name", "driver"),
+    [("django.db.backends.oracle", "oracle", "oracledb"), ("shop.microsoft_backend", "mssql", "pyodbc")],
+)
+def test_a_backend_without_a_server_here_has_an_engine(
+    monkeypatch: pytest.MonkeyPatch, inside: Path, backend: str, name: str, driver: str
+) -> None:
+    """Whose connections are those that the backend opens."""
+    pytest.importorskip(driver, reason=f"{driver} cannot be imported: pyodbc needs unixodbc", exc_type=ImportError)
+    settings = connections.configure_settings({"default": {}, name: {"ENGINE": backend, "NAME": "nowhere:1/x"}})
+    monkeypatch.setitem(connections.settings, name, settings[name])
+    engine = make_engine(name)
+    assert (engine.dialect.name, engine.dialect.driver) == (name, driver)
+    refusal = RuntimeError("the backend's own")
+
+    def refuse(_wrapper: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(type(connections[name]), "ensure_connection", refuse)
+    with pytest.raises(RuntimeError) as caught:
+        engine.raw_connection()
+    assert caught.value is refusal
+    del connections[name]
 
 
 def test_a_backend_that_we_do_not_know_is_refused(alias_like: Any) -> None:
@@ -199,16 +228,17 @@ def away(alias_like: Any) -> str:
     return alias
 
 
-def test_a_database_that_cannot_be_asked_is_our_error_whoever_asks(away: str) -> None:
+def test_a_database_that_cannot_be_asked_is_our_error_for_every_asker(away: str) -> None:
     """Django's wrapper, which opens the connection, has errors of its own."""
     with pytest.raises(LockConnectionError, match=r"cannot ask .* for its locks: .*refused"):
         is_locked("k", using=away)
     with pytest.raises(LockConnectionError, match=r"cannot open .*refused"), lock("k", using=away):
         pytest.fail("locked")
-    assert holder_of("k", away) == ""
+    with provider(away) as locks:
+        assert holder_of(locks, "k") == ""
 
 
-@pytest.mark.parametrize("verb", [["list"], ["show", "k"], ["terminate", "k"], ["name", "k"], ["check"]])
+@pytest.mark.parametrize("verb", [["list"], ["show", "k"], ["terminate", "k"], ["check"]])
 def test_the_commands_say_in_one_line_that_a_database_cannot_be_asked(away: str, verb: list[str]) -> None:
     """No traceback."""
     said = CliRunner().invoke(_verbs(), ["--database", away, *verb])

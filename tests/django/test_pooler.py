@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode: refused, told by the checks, and what works all the same."""
+"""Behind PgBouncer in transaction mode: refused, found by the checks, and what works all the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_checks_tell_of_a_pooler(pooled: str) -> None:
 
 
 def test_an_xact_lock_works_through_a_pooler(pooled: str) -> None:
-    """And excludes those who come directly."""
+    """And excludes those that come directly."""
     with transaction.atomic(using=pooled):
         xact_lock("k", using=pooled)
         with try_lock("k", using="postgresql", allow_atomic=True) as direct:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.servers import wait_until
 
 from .databases import ONE_OF_EACH
@@ -13,6 +15,8 @@ from .site import Site
 ROWS = ONE_OF_EACH
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # forty programs that import Django
 def test_two_commands_are_never_inside_together(site: Site, tmp_path: Path) -> None:
     """20 rounds of two processes, one of each pair killed with SIGKILL inside; each body looks whether it is alone."""
     log = tmp_path / "log"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
-from django.test import AsyncClient, Client
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, Client, RequestFactory
 from django.test.utils import override_settings
 
 from dlock_core import LockStateError, LockTimeoutError
-from dlock_django import is_locked
+from dlock_django import is_locked, lock_view
 from dlock_django.signals import lock_released
 from dlock_django.test import hold_lock
 
@@ -66,7 +68,7 @@ def test_a_view_that_wants_no_transaction_gets_none(inside_view: Inside, atomic_
     assert Client().post(path).content == b"2 autocommit"
 
 
-def test_whoever_finds_it_held_gets_409(default_alias: str) -> None:
+def test_one_that_finds_it_held_gets_409(default_alias: str) -> None:
     """With Retry-After, and not a word about the key; another key is free."""
     with hold_lock("stock:secret"):
         answer = Client().get("/change/secret/")
@@ -80,6 +82,48 @@ def test_whoever_finds_it_held_gets_409(default_alias: str) -> None:
     with hold_lock(("outer", "x")):
         answer = Client().get("/twice/x/")
         assert (answer.status_code, answer["Retry-After"]) == (423, "7")
+
+
+def test_a_view_can_have_an_answer_of_its_own(default_alias: str) -> None:
+    """By a callable that gets what the view would get, or by an exception; sync and async."""
+
+    def view(_request: HttpRequest, name: str) -> HttpResponse:
+        return HttpResponse(name)
+
+    async def aview(_request: HttpRequest, name: str) -> HttpResponse:
+        return HttpResponse(name)
+
+    def busy(_request: HttpRequest, name: str) -> HttpResponse:
+        return HttpResponse(f"{name} is busy", status=423)
+
+    request = RequestFactory().get("/")
+    own, raising, bare = (
+        lock_view("stock:{name}", **options)(view)
+        for options in ({"on_conflict": busy}, {"on_conflict": "raise"}, {"retry_after": None})
+    )
+    aown = lock_view("stock:{name}", on_conflict=busy)(aview)
+    araising = lock_view("stock:{name}", on_conflict="raise")(aview)
+    with hold_lock("stock:x"):
+        for answer in (own(request, name="x"), asyncio.run(aown(request, name="x"))):
+            assert (answer.status_code, answer.content) == (423, b"x is busy")
+        with pytest.raises(LockTimeoutError):
+            raising(request, name="x")
+        with pytest.raises(LockTimeoutError):
+            asyncio.run(araising(request, name="x"))
+        answer = bare(request, name="x")
+        assert (answer.status_code, answer.has_header("Retry-After")) == (409, False)
+    for guarded in (own, raising, bare):
+        assert guarded(request, name="x").content == b"x"
+    assert asyncio.run(araising(request, name="x")).content == b"x"
+
+
+def test_a_lock_view_without_a_key_or_with_an_unknown_answer_is_refused() -> None:
+    """The first when the view is called, since a key may be a callable; the second at once."""
+    bare: Any = lock_view(lambda _request: HttpResponse())
+    with pytest.raises(TypeError, match="give the decorator a key"):
+        bare(RequestFactory().get("/"))
+    with pytest.raises(ValueError, match="give 'abort', 'raise' or a callable"):
+        lock_view("k", on_conflict="skip")  # type: ignore[arg-type]
 
 
 def test_a_conflict_inside_a_view_is_its_own(inside_view: Inside) -> None:

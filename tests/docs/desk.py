@@ -16,7 +16,7 @@ from .pages import ROOT
 
 
 class Program:
-    """A running program, what it is told and what it says."""
+    """A running program, what it is given and what it says."""
 
     def __init__(self, command: list[str] | str, folder: Path, environment: dict[str, str]) -> None:
         self._said = folder / f".said-{len(list(folder.glob('.said-*')))}"

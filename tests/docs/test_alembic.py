@@ -96,8 +96,8 @@ def test_an_index_is_made_concurrently_while_others_come_back(desk: Desk, url: s
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_an_index_made_concurrently_waits_for_whoever_waits(desk: Desk, url: str) -> None:
-    """The trap of the page: the second waits in vain, until his timeout is over."""
+def test_an_index_made_concurrently_waits_for_each_waiter(desk: Desk, url: str) -> None:
+    """The trap of the page: the second waits in vain, until its timeout is over."""
     make_project(desk, url, "env.py", more=CONCURRENTLY)
     env = desk.folder / "migrations" / "env.py"
     env.write_text(env.read_text().replace("timeout=600", "timeout=4"))

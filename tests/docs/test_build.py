@@ -24,11 +24,11 @@ MODULES = (
     "dlock_celery.signals",
     "dlock_core",
     "dlock_core.cli",
-    "dlock_core.opentelemetry",
-    "dlock_core.prometheus",
-    "dlock_core.pytest_plugin",
+    "dlock_core.contrib.opentelemetry",
+    "dlock_core.contrib.prometheus",
+    "dlock_core.contrib.pytest_plugin",
     "dlock_core.sadlock",
-    "dlock_core.testing",
+    "dlock_core.contrib.testing",
     "dlock_django",
     "dlock_django.pytest_plugin",
     "dlock_django.signals",
@@ -93,7 +93,7 @@ def public_names() -> dict[int, set[str]]:
 
 
 def test_there_is_no_warning(built: Built) -> None:
-    """A name that leads nowhere is one, and so is a page that nobody reaches."""
+    """A name that leads nowhere is one, and so is a page that nothing reaches."""
     assert (built.code, built.warnings) == (0, "")
 
 

@@ -27,7 +27,7 @@ def names(path: str) -> set[str]:
 
 @pytest.mark.parametrize("row", CLAIMS, ids=[row[0][:60] for row in CLAIMS])
 def test_each_claim_is_shown_by_something_that_is_there(row: list[str]) -> None:
-    """A test by its name, a measure of the benchmarks, or a manual of who made the server."""
+    """A test by its name, a measure of the benchmarks, or a manual of the server's maker."""
     _, shown = row
     tests = TEST.findall(shown)
     for path, name in tests:

@@ -61,7 +61,7 @@ def test_the_lines_of_the_crontab_do_what_the_page_says(desk: Desk) -> None:
 
 
 def test_the_program_of_the_page_and_the_command_name_the_same_lock(sqlite_desk: Desk) -> None:
-    """Status 75 from both, whoever came first."""
+    """Status 75 from both, whichever came first."""
     write_files("how-to/cron.md", sqlite_desk.folder)
     assert sqlite_desk.run("python", "nightly.py") == (0, "the report\n")
     holder = _hold(sqlite_desk, "nightly-report")
@@ -161,7 +161,7 @@ def test_a_task_that_is_slower_than_two_beats_does_not_overlap(sqlite_desk: Desk
     runs = re.findall(r"\b(began|ended)\b", worker.said)
     assert runs == (["began", "ended"] * len(runs))[: len(runs)]
     assert "skipped: key 'tasks.report' is held" in worker.said
-    [line] = re.findall(r"`(dlock show --prefix [^`]*)`", (DOCS / "how-to/celery-beat.md").read_text())
+    [line] = re.findall(r"`(dlock show [^`]*)`", (DOCS / "how-to/celery-beat.md").read_text())
     wait_until(lambda: sqlite_desk.shell(line).end() == 0, "the command to find the lock")
     worker.process.terminate()
     worker.end()
@@ -253,8 +253,8 @@ def test_one_worker_schedules_and_another_takes_over(scheduling: Desk) -> None:
     assert (third.end(10), third.said) == (0, "")  # a waiting thread does not keep a worker from ending
 
 
-def test_a_leader_who_lost_his_lock_stands_in_line_again(scheduling: Desk) -> None:
-    """Terminated, he stops his scheduler; nobody crashes, and one of both schedules."""
+def test_a_leader_that_lost_its_lock_stands_in_line_again(scheduling: Desk) -> None:
+    """Terminated, it stops its scheduler; nothing crashes, and one of both schedules."""
     both = [scheduling.start("python", "-c", WORKER.format(600)) for _ in range(2)]
     wait_until(lambda: any("reports" in one.said for one in both), "a leader")
     [leader] = [one for one in both if "reports" in one.said]
@@ -265,7 +265,7 @@ def test_a_leader_who_lost_his_lock_stands_in_line_again(scheduling: Desk) -> No
     wait_until(lambda: other.said.count("reports") >= 4, "more runs")
     assert leader.said.count("reports") <= before + 1
     other.kill()
-    wait_until(lambda: leader.said.count("reports") > before + 1, "him to lead again")
+    wait_until(lambda: leader.said.count("reports") > before + 1, "it to lead again")
 
 
 def test_a_lock_for_each_run_lets_short_jobs_run_one_after_the_other(sqlite_desk: Desk) -> None:

@@ -33,7 +33,7 @@ def test_there_are_examples() -> None:
 
 
 def test_each_make_command_exists() -> None:
-    """Nobody is told to run what is not there."""
+    """No page asks to run what is not there."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in (README, ROOT / "CONTRIBUTING.md"):
         named = re.findall(r"^ {4}make ((?:[a-z]+ )*[a-z]+)", page.read_text(), flags=re.MULTILINE)

@@ -60,7 +60,7 @@ def test_the_second_has_the_lock_when_the_first_is_killed(desk: Desk) -> None:
     second.wait_for("works", 5)
 
 
-def test_whoever_tries_leaves_it_and_whoever_waits_gives_up(desk: Desk) -> None:
+def test_a_try_leaves_it_and_a_waiter_gives_up(desk: Desk) -> None:
     """While the report works; afterwards both work."""
     holder = desk.start("python", "report.py")
     holder.wait_for("works")
@@ -89,7 +89,7 @@ def test_readers_read_together_and_a_writer_waits_for_them(desk: Desk) -> None:
     late.wait_for("I read")
 
 
-def test_the_list_shows_who_holds_and_who_waits(desk: Desk) -> None:
+def test_the_list_shows_holders_and_waiters(desk: Desk) -> None:
     """As on the page; PostgreSQL names its user, and knows no more than the age of a session."""
     first, second = two_reports(desk)
     found: list[str] = []

@@ -105,7 +105,7 @@ def test_command_view_and_task_never_build_one_report_together(site: Site) -> No
     assert (code, err.startswith("CommandLocked: 'report:sales' is locked by django on ")) == (75, True)
     answer = httpx.post(f"{address}/sales/")
     assert (answer.status_code, answer.headers["Retry-After"]) == (409, "5")
-    assert site.ask_task("sales") == "somebody else is at it"
+    assert site.ask_task("sales") == "this report is locked by another request"
     assert site.run("build_report", "costs")[:2] == (0, "building costs\ncosts, built 1 times\n")
     assert holder.poll() is None
     holder.kill()

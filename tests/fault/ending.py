@@ -1,4 +1,4 @@
-"""A program that takes a lock, says so and ends in one of many ways, or keeps it for ever."""
+"""A program that takes a lock, says so and ends in one of many ways, or keeps it indefinitely."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hold_on(locks: LockProvider, holds: threading.Event) -> None:
 
 
 def wait_in_vain(url: str) -> None:
-    """Wait for the lock that the main thread holds; its end may be told before ours."""
+    """Wait for the lock that the main thread holds; its end may be reported before ours."""
     with suppress(LockError):
         LockProvider(url).lock("k").acquire()
 

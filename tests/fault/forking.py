@@ -1,14 +1,17 @@
 """A program that forks inside a held lock; its children end in every way, after locks of their own.
 
-Run with: url. It says how each child ended, and waits for a line before the next, so that the server
-can be asked who holds the lock.
+Run with: url, "os" or "C". The latter forks behind Python's back, so that none of its hooks runs in the
+child. It says how each child ended, and waits for a line before the next, so that the server can be asked
+which of them holds the lock.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dlock_core import LockProvider
@@ -34,7 +37,7 @@ def end(way: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(url: str) -> None:
+def main(url: str, fork: Callable[[], int]) -> None:
     """Hold, fork, wait, and tell."""
     locks = LockProvider(url)
     with locks.lock("warm"):
@@ -42,7 +45,7 @@ def main(url: str) -> None:
     lock = locks.lock("k")
     lock.acquire()
     for way in ("return", "sys.exit", "exception", "os._exit", "SIGKILL"):
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             assert not locks.lock("k").acquire(timeout=0)
             with locks.lock("own", timeout=5) as own:
@@ -59,4 +62,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], os.fork if sys.argv[2] == "os" else ctypes.PyDLL(None).fork)

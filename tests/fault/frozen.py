@@ -9,7 +9,7 @@ import sys
 import time
 
 from dlock_core import LockConnectionError, LockLostError, LockProvider
-from dlock_core.watch import clock
+from dlock_core.sessions.watch import clock
 
 LEAP = 1.0
 

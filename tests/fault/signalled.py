@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from dlock_core import DeadlockError, LockProvider, LockTimeoutError
@@ -55,28 +56,32 @@ def use(locks: LockProvider, chance: random.Random) -> None:
         pass
 
 
-def be_called_away(locks: LockProvider, signals: int, chance: random.Random) -> None:
-    """Take locks until so many signals have come, each while a lock is asked for, held or released."""
+def be_called_away(
+    use: Callable[[], object], signals: int, chance: random.Random, afterwards: Callable[[], object] = int
+) -> None:
+    """Use locks until so many signals have come, each while a lock is asked for, held or released."""
     seen = 0
     while seen < signals:
         try:
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, WITHIN), AGAIN)
             while True:
-                use(locks, chance)
+                use()
         except CalledAwayError:
             signal.setitimer(signal.ITIMER_REAL, 0)
             seen += 1
+            afterwards()
 
 
 def main(url: str, signals: int, seed: int) -> None:
-    """Be called away so many times, say so, and end when told to."""
+    """Be called away so many times, say so, and end when asked to."""
     signal.signal(signal.SIGALRM, call_away)
     locks, others = LockProvider(url), LockProvider(url)
     over = threading.Event()
     threads = [threading.Thread(target=compete, args=(each, over)) for each in (locks, others)]
     for thread in threads:
         thread.start()
-    be_called_away(locks, signals, random.Random(seed))
+    chance = random.Random(seed)
+    be_called_away(lambda: use(locks, chance), signals, chance)
     over.set()
     for thread in threads:
         thread.join()

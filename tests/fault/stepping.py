@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -61,10 +62,12 @@ class _Stepper:
 def interrupted_at(moment: int) -> Iterator[_Stepper]:
     """Interrupt what is called inside at that moment, counted from 1; `hit` tells whether it lasted so long."""
     stepper = _Stepper(moment)
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 must have seen one when the tracing begins
     sys.settrace(stepper.enter)
     try:
         yield stepper
-    except Interrupted:
+    except Interrupted as error:
         assert stepper.hit
+        traceback.clear_frames(error.__traceback__)  # from Python 3.12 on its tracing keeps them alive
     finally:
         sys.settrace(None)

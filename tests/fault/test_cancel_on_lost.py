@@ -1,4 +1,4 @@
-"""cancel_on_lost: the body of a lost lock is cancelled, and nobody else's cancel is taken for that."""
+"""cancel_on_lost: the body of a lost lock is cancelled, and no other's cancel is taken for that."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_body_is_cancelled_and_the_loss_raised(house: House, lock: Callable[
 
 
 def test_without_it_the_body_goes_on(house: House) -> None:
-    """The loss is told at the end."""
+    """The loss is reported at the end."""
 
     async def body() -> None:
         ended = False
@@ -130,7 +130,7 @@ def test_a_cancel_from_outside_stays_one(house: House, lock: Callable[..., Async
 def test_a_cancel_from_outside_beside_a_loss_goes_first(
     house: House, lock: Callable[..., AsyncLock], first: str
 ) -> None:
-    """In either order, before the body has seen either: whoever cancelled the task sees it end so."""
+    """In either order, before the body has seen either: the code that cancelled the task sees it end so."""
 
     async def body() -> None:
         task = await holder(lock)
@@ -148,7 +148,7 @@ def test_a_cancel_from_outside_beside_a_loss_goes_first(
     run(house, body)
 
 
-def test_a_timeout_around_is_told_from_the_loss(house: House, lock: Callable[..., AsyncLock]) -> None:
+def test_a_timeout_around_is_distinguished_from_the_loss(house: House, lock: Callable[..., AsyncLock]) -> None:
     """`asyncio.timeout` that expires gives TimeoutError, one that does not lets LockLostError through."""
 
     async def body() -> None:
@@ -164,7 +164,7 @@ def test_a_timeout_around_is_told_from_the_loss(house: House, lock: Callable[...
     run(house, body)
 
 
-def test_a_timeout_inside_is_told_from_the_loss(house: House, lock: Callable[..., AsyncLock]) -> None:
+def test_a_timeout_inside_is_distinguished_from_the_loss(house: House, lock: Callable[..., AsyncLock]) -> None:
     """The same the other way round."""
 
     async def body() -> None:

@@ -11,9 +11,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from dlock_core import AsyncLock, LockTimeoutError
+from dlock_core import AsyncLock, AsyncLockProvider, LockLost, LockLostError, LockTimeoutError
+from dlock_core.sessions.drivers import CANCEL_SECONDS
 from tests.contract.house import House, until
+from tests.pace import promptly
+from tests.servers.proxy import Proxy
 
 DRIVERS = {"postgresql-asyncpg", "postgresql-psycopg-async", "mariadb-aiomysql", "mysql-asyncmy"}
 pytestmark = pytest.mark.rows(lambda row: row.name in DRIVERS)
@@ -29,12 +33,12 @@ Make = Callable[..., AsyncLock]
 
 
 def nothing_is_left(house: House) -> None:
-    """Look, within two seconds, whether anything is held or queued; the sessions are counted by the house."""
+    """Snapshot, within two seconds, whether anything is held or queued; the sessions are counted by the house."""
     since = time.monotonic()
     until(lambda: house.witness.holders() == house.witness.waiters() == 0, "all to be free")
     assert time.monotonic() - since < SETTLED
     for provider in house.providers:
-        until(lambda provider=provider: not provider._manager.entries._entries, "the bookkeeping to be empty")  # type: ignore[misc]
+        until(lambda provider=provider: not provider._coordinator.entries._entries, "the bookkeeping to be empty")  # type: ignore[misc]
 
 
 class Storm:
@@ -246,7 +250,7 @@ def test_a_generator_that_is_closed_releases(house: House, generator: Callable[[
     house.loop.run(close())
 
 
-def test_a_generator_that_is_forgotten_releases(house: House, generator: Callable[[], AsyncIterator[int]]) -> None:
+def test_a_generator_that_is_abandoned_releases(house: House, generator: Callable[[], AsyncIterator[int]]) -> None:
     """The event loop closes it when it is garbage."""
 
     async def forget() -> None:
@@ -278,3 +282,44 @@ def test_a_generator_that_is_cancelled_releases(house: House, generator: Callabl
     house.loop.run(cancel())
     gc.collect()
     nothing_is_left(house)
+
+
+@pytest.mark.slow
+def test_a_cancel_over_a_silent_network_is_given_up_in_time(house: House) -> None:
+    """The task goes on at once; the session that waits, with its owner's other lock, is lost ten seconds later."""
+    assert house.server is not None
+    holder = house.stranger()
+    assert holder.acquire("wanted")
+
+    async def scene(url: str, proxy: Proxy) -> tuple[float, float]:
+        async with AsyncLockProvider(create_async_engine(url), share_sessions=False) as locks:
+            mine, wanted, lost = locks.lock("mine"), locks.lock("wanted"), asyncio.Event()
+
+            async def wait_beside_mine() -> None:
+                await mine.acquire()
+                await wanted.acquire()
+
+            loop = asyncio.get_running_loop()
+            locks.listen(lambda event: loop.call_soon_threadsafe(lost.set) if isinstance(event, LockLost) else None)
+            waiting = asyncio.create_task(wait_beside_mine())
+            await asyncio.to_thread(until, lambda: house.witness.waiters() == 1)
+            proxy.cut()
+            since = time.monotonic()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            left = time.monotonic() - since
+            await asyncio.wait_for(lost.wait(), 3 * CANCEL_SECONDS)
+            known = time.monotonic() - since
+            proxy.restore()
+            assert mine.lost
+            with pytest.raises(LockLostError):
+                await mine.release()
+        return left, known
+
+    with Proxy(house.server) as proxy:
+        left, lost = house.loop.begin(scene(proxy.url(house.row.drivername), proxy)).result(100)
+    assert promptly(left, 1)
+    assert promptly(lost, CANCEL_SECONDS + 5)
+    holder.release()
+    until(lambda: house.witness.holders() == house.witness.waiters() == 0, "all to be free")

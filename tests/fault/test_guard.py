@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -86,9 +87,28 @@ def test_a_pooler_of_sessions_will_do(house: House, pooler: Pooler) -> None:
     until(lambda: house.witness.holders() == 0)
 
 
+@pytest.mark.rows(lambda row: row.name in {"postgresql-psycopg2", "postgresql-psycopg-alock"})
+def test_a_wait_behind_a_pooler_of_sessions_is_cancelled(house: House, pooler: Pooler) -> None:
+    """The pooler tells a driver another number of its session than the server does."""
+    pooler("session", default_pool_size="20")
+    provider = house.new_provider()
+    assert isinstance(provider, LockProvider)
+    holder, wanted = house.person(house.new_provider()), provider.alock("k")
+    assert holder.acquire("k")
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await wanted.acquire()
+
+    asyncio.run(leave())
+    until(lambda: house.witness.waiters() == 0, "the wait to end at the server")
+    holder.release()
+
+
 @pytest.mark.rows(lambda row: row.name == "postgresql-psycopg")
 def test_a_pooler_that_keeps_what_its_clients_leave_is_refused(house: House, pooler: Pooler) -> None:
-    """A process that dies would leave its locks behind for ever."""
+    """A process that dies would leave its locks behind indefinitely."""
     pooler("session", default_pool_size="20", server_reset_query="")
     person = house.person(house.new_provider())
     with pytest.raises(UnsafeEnvironmentError, match="server_reset_query"):
@@ -106,7 +126,7 @@ def test_a_pooler_without_room_for_a_probe_is_refused(house: House, pooler: Pool
 
 
 @pytest.mark.rows(lambda row: row.name in {"postgresql-psycopg", "postgresql-asyncpg"})
-def test_a_user_who_may_not_lock_is_told_which_right_he_lacks(house: House) -> None:
+def test_a_user_that_may_not_lock_learns_which_right_it_lacks(house: House) -> None:
     """Not an error out of the driver's depths."""
     witness = house.witness
     assert isinstance(witness, PostgreSQLWitness)
@@ -158,7 +178,7 @@ def test_the_probes_are_made_once_for_each_provider(house: House, monkeypatch: p
 
 
 def test_a_standby_is_refused_until_it_is_promoted() -> None:
-    """A lock there excludes nobody on the primary; after the failover the same provider takes its next lock."""
+    """A lock there excludes no session on the primary; after the failover the same provider takes its next lock."""
     with require(PostgreSQL.find())() as server:
         server.stop()
         (server.data / "standby.signal").touch()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dlock_core import LockConnectionError, LockLostError, LockProvider, UnsupportedError
-from dlock_core.watch import TICK, clock
+from dlock_core.sessions.watch import TICK, clock
 from tests.contract.house import House, until
 from tests.contract.persons import AnyLock
 from tests.servers import Proxy
@@ -82,7 +82,7 @@ def test_a_frozen_waiter_does_not_take_an_old_grant_for_a_new_one(house: House) 
         until(lambda: house.witness.waiters() == 1, "the wait at the server")
         waiter.send_signal(signal.SIGSTOP)
         stranger.release()
-        until(lambda: house.witness.holders() == 1, "the grant that nobody reads")
+        until(lambda: house.witness.holders() == 1, "the grant that is not read")
         assert stranger.acquire("k", timeout=10)
         waiter.send_signal(signal.SIGCONT)
         until(lambda: house.witness.waiters() == 1, "the waiter to understand")
@@ -91,11 +91,11 @@ def test_a_frozen_waiter_does_not_take_an_old_grant_for_a_new_one(house: House) 
 
 
 @ON_SOME
-@pytest.mark.parametrize("care", [{"heartbeat": HEARTBEAT}, {"lease": LEASE}], ids=["heartbeat", "lease"])
-def test_a_long_wait_at_the_server_is_no_silence(house: House, care: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"heartbeat": HEARTBEAT}, {"lease": LEASE}], ids=["heartbeat", "lease"])
+def test_a_long_wait_at_the_server_is_no_silence(house: House, options: dict[str, Any]) -> None:
     """What is granted after a wait longer than any silence allowed is held from then on."""
-    told: list[AnyLock] = []
-    provider = house.new_provider(on_lost=told.append, **care)
+    heard: list[AnyLock] = []
+    provider = house.new_provider(on_lost=heard.append, **options)
     person, stranger = house.person(provider), house.stranger()
     assert stranger.acquire("k")
     wait = person.begin("k", timeout=30)
@@ -107,7 +107,7 @@ def test_a_long_wait_at_the_server_is_no_silence(house: House, care: dict[str, A
     while time.monotonic() < end:
         assert person.locks[0].held
         time.sleep(0.01)
-    assert told == []
+    assert heard == []
     person.release()
 
 
@@ -129,21 +129,21 @@ def test_a_long_wait_on_the_owners_session_loses_nothing_that_it_holds(house: Ho
 @ON_SOME
 def test_a_lease_renews_itself_while_the_lock_is_held(house: House) -> None:
     """For several times its length, without a word from the user."""
-    told: list[AnyLock] = []
-    person = house.person(house.new_provider(lease=LEASE, on_lost=told.append))
+    heard: list[AnyLock] = []
+    person = house.person(house.new_provider(lease=LEASE, on_lost=heard.append))
     assert person.acquire("k")
     end = time.monotonic() + 2.2 * LEASE
     while time.monotonic() < end:
         assert person.locks[0].held
         time.sleep(0.05)
     assert house.witness.holders() == 1
-    assert told == []
+    assert heard == []
     person.release()
 
 
 @pytest.mark.rows(lambda row: row.server == "sqlite" and row.api == "sync")
 def test_sqlite_has_no_lease(house: House) -> None:
-    """There is no server that could end a session; the error says who has one."""
+    """There is no server that could end a session; the error says which databases have one."""
     with pytest.raises(UnsupportedError, match=r"lease=2\.0: sqlite cannot end a silent session; PostgreSQL"):
         house.new_provider(lease=2)
 
@@ -168,12 +168,12 @@ def proxy(house: House) -> Iterator[Proxy]:
 @ON_SOME
 def test_a_silent_network_is_a_loss_within_heartbeat_and_deadline(house: House, proxy: Proxy) -> None:
     """No packet says so; a release does not wait for the network."""
-    told: list[AnyLock] = []
-    person = house.person(house.new_provider(heartbeat=HEARTBEAT, on_lost=told.append))
+    heard: list[AnyLock] = []
+    person = house.person(house.new_provider(heartbeat=HEARTBEAT, on_lost=heard.append))
     assert person.acquire("k")
     proxy.cut()
     cut = time.monotonic()
-    until(lambda: told, "the silence to be noticed")
+    until(lambda: heard, "the silence to be noticed")
     assert time.monotonic() - cut < SILENCE
     assert person.locks[0].lost
     with pytest.raises(LockLostError):
@@ -185,7 +185,7 @@ def test_a_silent_network_is_a_loss_within_heartbeat_and_deadline(house: House, 
 
 @ON_SOME
 def test_what_is_asked_of_a_silent_network_ends_with_the_heartbeats_deadline(house: House, proxy: Proxy) -> None:
-    """A release and an acquisition under way when the network falls silent are told, too."""
+    """A release and an acquisition under way when the network falls silent are reported, too."""
     provider = house.new_provider(heartbeat=HEARTBEAT)
     holder, asker = house.person(provider), house.person(provider)
     assert holder.acquire("k")
@@ -205,8 +205,8 @@ def test_what_is_asked_of_a_silent_network_ends_with_the_heartbeats_deadline(hou
 
 
 @ON_SOME
-def test_behind_a_silent_network_nobody_believes_longer_than_the_lease(house: House, proxy: Proxy) -> None:
-    """When another one gets the lock, who has a way of his own to the server, the holder knows already."""
+def test_behind_a_silent_network_no_holder_believes_longer_than_the_lease(house: House, proxy: Proxy) -> None:
+    """When another one gets the lock, which has a way of its own to the server, the holder knows already."""
     assert house.server is not None
     person = house.person(house.new_provider(lease=LEASE))
     house.url = house.server.url(house.row.drivername)
@@ -229,11 +229,11 @@ def test_behind_a_silent_network_nobody_believes_longer_than_the_lease(house: Ho
 
 @ON_SOME
 @pytest.mark.parametrize("timeout", [0, 1])
-def test_nobody_waits_for_ever_for_a_network_that_is_silent(
+def test_no_caller_waits_for_ever_for_a_network_that_is_silent(
     house: House, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, timeout: int
 ) -> None:
-    """Nothing is held, and who asks gets a clear error soon after his timeout, not when the system gives up."""
-    monkeypatch.setattr("dlock_core.watch.PATIENCE", HEARTBEAT)
+    """Nothing is held, and a caller gets a clear error soon after its timeout, not when the system gives up."""
+    monkeypatch.setattr("dlock_core.sessions.watch.PATIENCE", HEARTBEAT)
     person, stranger = house.person(house.new_provider()), house.stranger()
     assert person.acquire("k")
     person.release()

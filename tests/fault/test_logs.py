@@ -1,4 +1,4 @@
-"""Keys are anybody's text: in logs they stay one line, at the server they stay data."""
+"""Keys are anyone's text: in logs they stay one line, at the server they stay data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that is restarted under working processes: nobody loses a lock silently, and all work again."""
+"""A server that is restarted under working processes: nothing loses a lock silently, and all work again."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Crew:
             assert process.returncode == 0
 
     def kill(self) -> None:
-        """Let nobody outlive the test."""
+        """Let nothing outlive the test."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -104,14 +104,15 @@ def overlaps(tries: list[Try]) -> list[tuple[Try, Try]]:
     return [(one, other) for one, other in pairwise(works) if other.began < one.ended]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_server_restarted_under_working_processes(
     workplace: tuple[Server, str], crew: Crew, record_property: Callable[[str, object], None]
 ) -> None:
-    """Twenty times, once by SIGKILL: all at work again within 2 s, no session left, never two who keep their locks.
+    """Twenty times, once by SIGKILL: all at work again within 2 s, no session left, never two that keep their locks.
 
-    A server that shuts down ends one session and may grant its lock to the next, whom it ends only then. So the work
-    of two may overlap, if the first is told that his lock was lost while he worked: no lock of a session gives more.
+    A server that shuts down ends one session and may grant its lock to the next, which it ends only then. So the work
+    of two may overlap, if the first learns that its lock was lost while it worked: no lock of a session gives more.
     """
     server, _ = workplace
     took: list[float] = []

@@ -20,7 +20,7 @@ MANY_OF_A_WAIT = 15
 
 
 def in_a_with(provider: LockProvider) -> None:
-    """What everybody writes."""
+    """What all write."""
     with provider.lock("k", timeout=5):
         pass
 
@@ -56,7 +56,7 @@ def walk(house: House, provider: LockProvider, use: Callable[[LockProvider], Non
         if not stepper.hit:
             return moment
         until(lambda: house.witness.holders() == 0, f"the lock interrupted at {stepper.where} to be free")
-        until(lambda: not provider.held_locks(), f"the lock interrupted at {stepper.where} to be forgotten")
+        until(lambda: not provider.held_locks(), f"the lock interrupted at {stepper.where} to be gone")
 
 
 # Between a call and our first line, no library can help: then the lock is free when its object is garbage.

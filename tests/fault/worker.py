@@ -1,4 +1,4 @@
-"""A program that works under a lock until it is told to end, through every loss of its server.
+"""A program that works under a lock until it is asked to end, through every loss of its server.
 
 Two threads take the lock in a loop and write into a journal that all processes share, a line for each try: what
 became of it, and when its work began and ended by the machine's monotonic clock, which tells an overlap without any

@@ -81,7 +81,7 @@ class Place:
         return site
 
     def stranger(self, *, url: str | None = None, prefix: str = "") -> LockProvider:
-        """Let somebody in who knows nothing of the application, like another process."""
+        """Let another in that knows nothing of the application, like another process."""
         return self._undo.enter_context(LockProvider(sa.create_engine(url or self.url), prefix=prefix))
 
     @contextmanager

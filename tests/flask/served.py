@@ -1,4 +1,4 @@
-"""The application that a real server serves to the tests; told by the environment where its database is."""
+"""The application that a real server serves to the tests; the environment says where its database is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def wait_async() -> str:
 @app.get("/stream")
 @dlock.locked("stream")
 def stream() -> Iterator[bytes]:
-    """Send a chunk every moment, for ever."""
+    """Send a chunk every moment, without end."""
     while True:
         yield b"chunk\n"
         time.sleep(0.02)

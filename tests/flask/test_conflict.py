@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import flask
@@ -70,13 +70,13 @@ def test_an_applications_own_handler_answers(sqlite: Place, status: int, handled
     assert (answer.status_code, answer.json["busy"]) == (status, "export")  # type: ignore[index]
 
 
-def test_the_answer_names_neither_the_key_nor_who_has_it(sqlite: Place) -> None:
+def test_the_answer_names_neither_the_key_nor_its_holder(sqlite: Place) -> None:
     """Keys may be names of customers."""
     site = sqlite.site()
     add_view(site)
     with sqlite.held("secret-project"):
         answer = site.get("/export")
-    assert "Somebody else is at it" in answer.text
+    assert "This resource is locked by another request" in answer.text
     assert "secret" not in answer.text
     assert "secret" not in str(answer.headers)
 
@@ -107,18 +107,18 @@ def test_a_conflict_is_logged_once_with_its_key(sqlite: Place, caplog: pytest.Lo
     add_view(site)
     with caplog.at_level(logging.INFO, "dlock"), sqlite.held("secret-project"):
         site.get("/export")
-    assert [record.levelname for record in caplog.records if "somebody else" in record.message] == ["INFO"]
+    assert [record.levelname for record in caplog.records if "held elsewhere" in record.message] == ["INFO"]
 
 
 @contextmanager
 def listening() -> Iterator[list[tuple[str, Any, Any]]]:
-    """Note who sends what."""
+    """Note the sender of each signal."""
     heard: list[tuple[str, Any, Any]] = []
     receivers = {}
     for signal in (lock_acquired, lock_released, lock_conflict):
 
-        def note(sender: Any, handle: Any, name: str = signal.name) -> None:
-            heard.append((name, sender, handle.key))
+        def note(sender: Any, key: Any, name: str = signal.name, **_: Any) -> None:
+            heard.append((name, sender, key))
 
         receivers[signal] = note
         signal.connect(note)
@@ -142,11 +142,29 @@ def test_each_signal_comes_once_from_the_application_itself(place: Place, site: 
     ]
 
 
+def test_signals_have_the_arguments_of_celery_and_django(sqlite: Place) -> None:
+    """`key`, and `waited` or `held_for`; besides, where."""
+    site = sqlite.site()
+    heard: list[tuple[str, ...]] = []
+
+    def note(_sender: Any, **about: Any) -> None:
+        heard.append(tuple(sorted(about)))
+        assert (about["key"], about["bind"]) == ("export", None)
+
+    signals = (lock_acquired, lock_conflict, lock_released)
+    with ExitStack() as stack:
+        for signal in signals:
+            stack.enter_context(signal.connected_to(note))
+        with site.app.app_context(), site.dlock.lock("export"), site.dlock.try_lock("export"):
+            pass
+    assert heard == [("bind", "key", "waited"), ("bind", "key", "waited"), ("bind", "held_for", "key")]
+
+
 def test_a_failing_receiver_breaks_no_lock(place: Place, site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """Its error is logged."""
     add_view(site)
 
-    def fail(sender: Any, handle: Any) -> None:
+    def fail(sender: Any, **_: Any) -> None:
         raise ZeroDivisionError
 
     with lock_acquired.connected_to(fail), lock_released.connected_to(fail):
@@ -173,4 +191,4 @@ def test_a_conflict_outside_of_a_request_has_its_details() -> None:
         with pytest.raises(LockConflict) as caught:
             dlock.hold("export")
         assert (caught.value.key, caught.value.code, caught.value.retry_after) == ("export", 409, 4)
-        assert str(caught.value) == "409 Conflict: Somebody else is at it. Try again later."
+        assert str(caught.value) == "409 Conflict: This resource is locked by another request. Try again later."

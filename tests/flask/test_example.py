@@ -20,12 +20,14 @@ from tests.servers.sandbox import free_port
 
 from .places import Place, until
 
+pytestmark = pytest.mark.slow  # a browser
+
 EXAMPLE = Path(__file__).parents[2] / "example_projects" / "flask_exports" / "app.py"
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """A browser that nobody has used."""
+    """A fresh browser."""
     with chromium(tmp_path) as browser:
         yield browser
 
@@ -93,7 +95,7 @@ class Window:
         return int(bar.get_attribute("aria-valuenow") or 0) if bar.is_displayed() else -1
 
     def close(self) -> None:
-        """Close it, as a user does who has seen enough."""
+        """Close it, as a user does after seeing enough."""
         self.browser.switch_to.window(self.handle)
         self.browser.close()
 

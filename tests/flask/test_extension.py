@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,18 @@ def test_an_application_takes_one_dlock(sqlite: Place) -> None:
 
 
 def test_outside_of_an_application_flask_says_so() -> None:
-    """With the words that everybody knows."""
+    """With the usual words."""
     with pytest.raises(RuntimeError, match="Working outside of application context"):
         DLock().lock("export")
 
 
-def test_an_application_without_dlock_is_told_what_to_do() -> None:
+def test_an_application_without_dlock_learns_what_to_do() -> None:
     """By name."""
     with flask.Flask("shop").app_context(), pytest.raises(RuntimeError, match=r"'shop' has no DLock: call dlock\.init"):
         DLock().lock("export")
 
 
-def test_an_application_without_any_database_is_told_what_to_do() -> None:
+def test_an_application_without_any_database_learns_what_to_do() -> None:
     """All three ways."""
     app = flask.Flask("shop")
     dlock = DLock(app)
@@ -137,18 +138,71 @@ def test_an_engine_serves_without_flask_sqlalchemy(place: Place) -> None:
     engine.dispose()
 
 
-def test_a_url_serves_without_flask_sqlalchemy(place: Place) -> None:
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[sa.Engine]:
+    """The engines that are made from now on, each of them slowly."""
+    made: list[sa.Engine] = []
+    create = sa.create_engine
+
+    def create_slowly(*args: Any, **options: Any) -> sa.Engine:
+        time.sleep(0.05)  # so that others that ask at the same time find none yet
+        made.append(create(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sa, "create_engine", create_slowly)
+    return made
+
+
+def test_a_url_serves_without_flask_sqlalchemy(place: Place, engines: list[sa.Engine]) -> None:
     """With options for the engine that is made from it."""
-    made = []
     app = flask.Flask("shop")
     app.config.update(DLOCK_URL=place.url, DLOCK_ENGINE_OPTIONS={"pool_recycle": 7})
     dlock = DLock(app)
     with app.app_context():
         with place.held("export"):
             assert not ask(dlock)
-        made += app.extensions["dlock"]._owned
         dlock.close()
-    assert made[0].pool._recycle == 7
+    assert engines[-1].pool._recycle == 7
+
+
+def test_threads_that_ask_at_once_have_one_provider_and_one_engine(sqlite: Place, engines: list[sa.Engine]) -> None:
+    """What a slower one made would stay open, with its own locks."""
+    app = flask.Flask("shop")
+    app.config["DLOCK_URL"] = sqlite.url
+    dlock = DLock(app)
+
+    def ask_anew(_number: int) -> int:
+        with app.app_context():
+            return id(app.extensions["dlock"].provider(None))
+
+    assert len(set(together(8, ask_anew))) == 1
+    assert len(engines) == 1
+    with app.app_context():
+        dlock.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("DLOCK_ALLOW_UNSAFEAY", "there is no setting DLOCK_ALLOW_UNSAFEAY: did you mean DLOCK_ALLOW_UNSAFE?"),
+        ("DLOCK_TIMEOT", r"did you mean DLOCK_TIMEOUT\?"),
+        ("DLOCK_QQQQQQQQQQQQQQQQ", "there are DLOCK_URL, "),
+    ],
+)
+def test_a_misspelt_setting_is_named(name: str, complaint: str) -> None:
+    """It would be ignored."""
+    app = flask.Flask("shop")
+    app.config.update({"DLOCK_URL": "sqlite://", name: True})
+    with pytest.raises(ValueError, match=complaint):
+        DLock(app)
+
+
+def test_a_switch_is_true_or_false() -> None:
+    """The text "false" would switch it on."""
+    app = flask.Flask("shop")
+    app.config.update(DLOCK_URL="sqlite://", DLOCK_ALLOW_UNSAFE="false")
+    with pytest.raises(ValueError, match="DLOCK_ALLOW_UNSAFE='false': give True or False"):
+        DLock(app)
 
 
 def test_the_url_goes_before_the_applications_own_database(place: Place, tmp_path: Path) -> None:
@@ -254,6 +308,8 @@ def test_locks_of_a_database_in_memory_are_warned_of(caplog: pytest.LogCaptureFi
         ("DLOCK_RETRY_AFTER", -1),
         ("DLOCK_MAX_WAITERS", -1),
         ("DLOCK_MAX_WAITERS", True),
+        ("DLOCK_HEARTBEAT", 0.5),
+        ("DLOCK_MAX_SESSIONS", 1),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_at_the_start(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ import flask
 import pytest
 
 from dlock_core import LockLostError
-from dlock_flask import lock_lost
+from dlock_flask import lock_lost, lock_released
 
 from .places import Place, Site, until
 
@@ -29,14 +29,20 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 @contextmanager
 def hearing() -> Iterator[list[tuple[Any, Any]]]:
-    """Note who sends that a lock is lost."""
+    """Note which application sends that a lock is lost; a lost lock must not be reported as released."""
     heard: list[tuple[Any, Any]] = []
+    released: list[Any] = []
 
-    def note(sender: Any, handle: Any) -> None:
-        heard.append((sender, handle.key))
+    def note(sender: Any, key: Any, **about: Any) -> None:
+        assert about.keys() == {"bind", "held_for", "lock"}
+        heard.append((sender, key))
 
-    with lock_lost.connected_to(note):
+    def note_release(_sender: Any, key: Any, **_: Any) -> None:
+        released.append(key)
+
+    with lock_lost.connected_to(note), lock_released.connected_to(note_release):
         yield heard
+    assert released == []
 
 
 def test_a_view_whose_lock_is_lost_fails(place: Place, site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +123,7 @@ def test_a_loss_before_the_stream_is_an_error_too(place: Place, site: Site) -> N
 
 
 def test_a_loss_under_hold_is_logged(place: Place, site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """The answer is made by then; the handle tells who asks before."""
+    """The answer is made by then; the handle tells the caller before."""
     with site.app.app_context():
         handle = site.dlock.hold("export")
         place.witness.break_lock()
@@ -126,7 +132,7 @@ def test_a_loss_under_hold_is_logged(place: Place, site: Site, caplog: pytest.Lo
 
 
 def test_a_restarted_database_is_a_loss_and_then_serves_again(place: Place, site: Site) -> None:
-    """Nobody has to restart the application."""
+    """Nothing has to restart the application."""
     assert place.server is not None
     if not place.server.controllable:
         pytest.skip("the server is not ours to restart")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -40,8 +41,14 @@ class Served:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", limits=one_each, timeout=30, verify=False)
         environment = {**os.environ, "SERVED_URL": place.url, "SERVED_JOURNAL": str(self.journal)}
         self.process = subprocess.Popen([*command, "tests.flask.served:app"], cwd=ROOT, env=environment)
-        until(lambda: self.status("/born") == 200, "the server to answer", 60)
-        until(lambda: len(self.workers()) == 2, "both workers to come", 60)
+        answered: set[int] = set()  # until then a worker may be importing, and hold the lock of its warm-up
+        until(lambda: self._hears_from(answered) == 2, "both workers to answer", 60)
+
+    def _hears_from(self, answered: set[int]) -> int:
+        """Ask once, and tell how many workers have answered by now."""
+        with suppress(httpx.TransportError):
+            answered.add(self.get("/born").raise_for_status().json()[1])
+        return len(answered)
 
     def get(self, path: str) -> httpx.Response:
         """Ask on a connection of its own."""
@@ -57,7 +64,7 @@ class Served:
     def crowd(self, path: Callable[[int], str]) -> tuple[list[httpx.Response], int]:
         """Ask two hundred times at once; return the answers, and how many connections gunicorn lost.
 
-        In such a crowd it loses one now and then, whatever the application is; who was lost asks again.
+        In such a crowd it loses one now and then, whatever the application is; a lost request is sent again.
         """
         lost = []
 
@@ -101,7 +108,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_of_two_hundred_requests_at_once_one_works_at_a_time(served: Served, request: pytest.FixtureRequest) -> None:
-    """The others are told 409; or are served in turn, where they wait: from threads and from event loops."""
+    """The others get 409; or are served in turn, where they wait: from threads and from event loops."""
     imported, answering = served.get("/born").json()
     assert (imported == served.process.pid) == ("preload" in request.node.name)
     assert answering in served.workers()
@@ -119,7 +126,7 @@ def test_of_two_hundred_requests_at_once_one_works_at_a_time(served: Served, req
     assert served.place.witness.holders() == 0
 
 
-def test_a_client_who_leaves_after_one_chunk_frees_the_lock_within_a_second(served: Served) -> None:
+def test_a_client_that_leaves_after_one_chunk_frees_the_lock_within_a_second(served: Served) -> None:
     """The worker notices when it sends the next chunk."""
     took = []
     for _ in range(3):
@@ -137,7 +144,7 @@ def test_a_client_who_leaves_after_one_chunk_frees_the_lock_within_a_second(serv
 
 
 def test_a_worker_that_is_killed_leaves_no_lock(served: Served) -> None:
-    """The next request works, without anybody's help."""
+    """The next request works, without help."""
     before, bodies = served.workers(), served.bodies()
     assert served.status("/die") == 0
     assert served.get("/wait").status_code == 200

@@ -136,7 +136,7 @@ def test_a_stream_out_of_a_with_block_takes_the_lock_along(place: Place, site: S
 
 
 @pytest.mark.parametrize("read", [0, 1])
-def test_a_client_who_leaves_frees_the_lock(place: Place, site: Site, read: int) -> None:
+def test_a_client_that_leaves_frees_the_lock(place: Place, site: Site, read: int) -> None:
     """The server closes the body: before the first chunk, or after some; its own clean-up runs first."""
     order = []
 
@@ -179,7 +179,7 @@ def test_an_error_in_the_stream_frees_the_lock(place: Place, site: Site) -> None
 def test_an_answer_that_an_error_stopped_keeps_no_lock(
     place: Place, site: Site, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """It will never be sent, even if somebody still has it in his hands."""
+    """It will never be sent, even if a caller still has it in hand."""
     kept = []
 
     @site.app.get("/sync")
@@ -226,7 +226,7 @@ def test_an_answer_to_head_frees_the_lock(place: Place, site: Site) -> None:
     assert place.witness.holders() == 0
 
 
-def test_a_body_that_nobody_closes_frees_the_lock_when_it_is_forgotten(
+def test_an_unclosed_body_frees_the_lock_when_it_is_abandoned(
     place: Place, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The last resort, with a warning: some servers forget to close, and some code forgets the response."""
@@ -240,7 +240,7 @@ def test_a_body_that_nobody_closes_frees_the_lock_when_it_is_forgotten(
         assert site.get("/export").text == "another answer"
         gc.collect()
         until(lambda: place.witness.holders() == 0, "the lock to be free")
-    until(lambda: "nobody closed the streamed body" in caplog.text, "the warning")
+    until(lambda: "the streamed body was not closed" in caplog.text, "the warning")
 
 
 def test_a_reentrant_lock_of_a_stream_outlasts_the_view(place: Place, site: Site) -> None:
@@ -276,7 +276,7 @@ def test_no_error_of_ours_keeps_others_from_their_clean_up(sqlite: Place, caplog
     dlock.init_app(app)
     with app.app_context():
         dlock.hold("export")
-        sqlite.witness.break_lock()  # the side file is gone, as if somebody had cleaned up
+        sqlite.witness.break_lock()  # the lock file is gone, as if a cleaner had been there
     assert len(torn_down) == 1
     assert "could not be released at the end of the context" in caplog.text
     with app.app_context():

@@ -191,9 +191,9 @@ def test_an_object_is_refused_as_part_of_a_key(sqlite: Place) -> None:
         return keys(site)
 
     with site.app.test_request_context():
-        with pytest.raises(LockKeyTypeError, match=r"doc is a Doc.*\{doc\.id\}"):
+        with pytest.raises(LockKeyTypeError, match=r"argument doc is a \S*Doc, .*\{doc\.id\}"):
             wrong(Doc())
-        assert right(Doc(), Decimal("1.50")) == "'doc:7:1.50'"
+        assert right(Doc(), Decimal("1.50")) == "'doc:7:1.5'"
 
 
 def test_options_requests_are_not_locked(place: Place, site: Site) -> None:
@@ -280,7 +280,7 @@ def test_an_async_lock_is_free_after_an_exception(place: Place, site: Site) -> N
 
 @pytest.mark.parametrize("last", ["sync", "async"])
 def test_sync_code_of_an_async_view_may_enter_its_lock_again(place: Place, site: Site, last: str) -> None:
-    """And the other way round; the one lock is released by whoever leaves last."""
+    """And the other way round; the one lock is released by the one that leaves last."""
 
     @site.app.get("/export")
     async def view() -> str:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from dlock_core import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
+from dlock_core.sadlock import AsyncSadLock, SadLock, create_async_sadlock, create_sadlock
 from tests.contract.persons import Loop
 
 __all__ = ["KINDS", "Client", "Handle", "Kind", "Runner"]
@@ -24,7 +24,7 @@ __all__ = ["KINDS", "Client", "Handle", "Kind", "Runner"]
 Kind = Literal["connection", "session", "scoped"]
 KINDS: tuple[Kind, ...] = ("connection", "session", "scoped")
 AnyEngine = sa.Engine | AsyncEngine
-PATIENCE = 15.0
+PATIENCE = 45.0
 
 
 class Runner:
@@ -46,16 +46,16 @@ class Runner:
 
 
 class Block:
-    """A `with` block around an async or sync context manager."""
+    """A `with` block around an async or sync context coordinator."""
 
     def __init__(self, run: Runner, make: Callable[[], Any]) -> None:
         self._run = run
         self._make = make
-        self._manager: Any = None
+        self._coordinator: Any = None
 
     def __enter__(self) -> Any:
-        self._manager = self._run(self._at_once)
-        return self._run(getattr(self._manager, "__enter__" if self._run.loop is None else "__aenter__"))
+        self._coordinator = self._run(self._at_once)
+        return self._run(getattr(self._coordinator, "__enter__" if self._run.loop is None else "__aenter__"))
 
     async def _later(self) -> Any:
         return self._make()
@@ -67,7 +67,7 @@ class Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Any:
-        leave = getattr(self._manager, "__exit__" if self._run.loop is None else "__aexit__")
+        leave = getattr(self._coordinator, "__exit__" if self._run.loop is None else "__aexit__")
         return self._run(leave, kind, error, traceback)
 
 
@@ -108,7 +108,7 @@ class Handle:
 
 
 class Client:
-    """One connection or session, and whoever works with it."""
+    """One connection or session, and the thread that works with it."""
 
     def __init__(self, run: Runner, target: Any) -> None:
         self.run = run
@@ -174,7 +174,7 @@ class Client:
         return future
 
     def leave(self) -> None:
-        """Go home, when the last call has returned."""
+        """Close all, when the last call has returned."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
         self.close()

@@ -12,16 +12,16 @@ from tests.contract.house import House, until
 
 from .clients import AnyEngine, Client, Kind, Runner
 
-__all__ = ["Scene", "SqlError", "lodgings"]
+__all__ = ["Scene", "SqlError", "open_engines"]
 
-# What a user sees when his statement is wrong, whichever driver he has.
+# What a user sees of a wrong statement, whichever the driver.
 SqlError = (sa.exc.ProgrammingError, sa.exc.OperationalError)
 MISTAKE = "INSERT INTO no_such_table VALUES (1)"
 
 
-def lodgings() -> list[Any]:
+def open_engines() -> list[Any]:
     """Return the sessions that are open for locks of Sessions, by engine."""
-    return list(own._lodgings._by_engine.values())
+    return list(own.engines.by_engine.values())
 
 
 class Scene:
@@ -49,6 +49,8 @@ class Scene:
         """Make an engine with a pool of its own."""
         if self.row.in_memory:
             options = {"poolclass": sa.pool.QueuePool, **options}
+        if self.house.server is not None:
+            options = {**self.house.server.engine_options(self.row.drivername), **options}
         make: Any = create_async_engine if self.row.api == "async" else sa.create_engine
         engine: AnyEngine = make(self.house.url, **options)
         self.engines.append(engine)
@@ -74,13 +76,13 @@ class Scene:
         client.close()
         return list(found)
 
-    def somebody_waits(self) -> bool:
-        """Tell whether somebody waits, at the server or in the queue of this process."""
-        return bool(self.witness.waiters()) or any(each.manager.entries._awaited for each in lodgings())
+    def has_waiter(self) -> bool:
+        """Tell whether a lock is waited for, at the server or in the queue of this process."""
+        return bool(self.witness.waiters()) or any(each.coordinator.entries._awaited for each in open_engines())
 
-    def until_somebody_waits(self) -> None:
-        """Wait until somebody waits."""
-        until(self.somebody_waits, "a waiter")
+    def until_waiting(self) -> None:
+        """Wait until a lock is waited for."""
+        until(self.has_waiter, "a waiter")
 
     def insert(self, client: Client, number: int) -> None:
         """Let a client do some work."""
@@ -89,7 +91,8 @@ class Scene:
     def kill(self, client: Client) -> None:
         """Let the server end the session that a client works on."""
         postgresql = self.row.server == "postgresql"
-        number = client.scalar("SELECT pg_backend_pid()" if postgresql else "SELECT CONNECTION_ID()")
+        asks = {"postgresql": "SELECT pg_backend_pid()", "mssql": "SELECT @@SPID"}
+        number = client.scalar(asks.get(self.row.server, "SELECT CONNECTION_ID()"))
         sessions = self.witness.sessions()
         if postgresql:
             self.witness.scalar(f"SELECT pg_terminate_backend({number})")
@@ -102,11 +105,11 @@ class Scene:
         return (engine or self.engine).pool
 
     def close(self) -> None:
-        """Send everybody home, and look what the pools and the server hold."""
+        """Close all clients, and look what the pools and the server hold."""
         for client in self.clients:
             client.leave()
         assert self.holders == 0, "a connection in a pool, or one beside it, holds a lock"
-        assert not lodgings(), "lock sessions are open though nobody holds or waits"
+        assert not open_engines(), "lock sessions are open though no lock is held or waited for"
         until(lambda: self.witness.waiters() == 0, "the last waiter to leave")
         for engine in self.engines:
             out = getattr(self.pool(engine), "checkedout", lambda: 0)()

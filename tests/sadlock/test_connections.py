@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import socket
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from dlock_core import DeadlockError, LockConnectionError, LockLostError, UnsafeEnvironmentError, create_sadlock
+from dlock_core.sessions.drivers import driver_of
+from dlock_core.sessions.sockets import KEEPALIVE
 from tests.contract.house import until
 
 from .clients import Client
@@ -18,10 +22,13 @@ from .scene import MISTAKE, Scene, SqlError
 
 on_connections = pytest.mark.kinds("connection")
 on_servers = pytest.mark.rows(lambda row: row.is_server)
+PROBES = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name)) for name in KEEPALIVE if hasattr(socket, name)
+]
 
 
 def _borrow(scene: Scene, engine: Any) -> None:
-    """Borrow what is in a pool of one, and see that it has the key no more than anybody else."""
+    """Borrow what is in a pool of one, and see that it has the key no more than any other."""
     borrower, stranger = scene.client(engine, "connection"), scene.client(kind="connection")
     with borrower.lock("k"):
         assert scene.holders == 1
@@ -60,7 +67,7 @@ def test_a_closed_connection_does_not_hide_the_bodys_error(scene: Scene) -> None
 
 @on_connections
 @on_servers
-def test_a_lock_that_nobody_releases_does_not_get_into_the_pool(scene: Scene) -> None:
+def test_an_unreleased_lock_does_not_get_into_the_pool(scene: Scene) -> None:
     """It is released when its connection is closed, also with an unfinished or failed transaction."""
     engine = scene.new_engine(pool_size=1, max_overflow=0)
     for statement in ("SELECT 1", "INSERT INTO work VALUES (1)", MISTAKE):
@@ -84,7 +91,7 @@ def test_a_lock_that_nobody_releases_does_not_get_into_the_pool(scene: Scene) ->
 @on_connections
 @on_servers
 @pytest.mark.rows(lambda row: row.api == "sync")
-def test_a_connection_that_nobody_closes_takes_no_lock_into_the_pool(scene: Scene) -> None:
+def test_an_unclosed_connection_takes_no_lock_into_the_pool(scene: Scene) -> None:
     """The garbage collector gives it back, and the lock before."""
     engine = scene.new_engine(pool_size=1, max_overflow=0)
     client = Client.of("connection", engine, scene.run)
@@ -199,7 +206,7 @@ def test_an_unlock_never_reaches_a_stranger(scene: Scene) -> None:
 @on_connections
 @on_servers
 def test_an_unlock_does_not_follow_a_closed_connection_to_its_next_user(scene: Scene) -> None:
-    """The same driver connection holds the key for somebody else then."""
+    """The same driver connection holds the key for another then."""
     engine = scene.new_engine(pool_size=1, max_overflow=0)
     first = scene.client(engine)
     old = first.lock("k")
@@ -311,7 +318,7 @@ def test_a_waiter_that_is_killed(scene: Scene) -> None:
     holder, client = scene.client(), scene.client()
     with holder.lock("k"):
         waiting = client.begin_call(client.lock("k").acquire, True, 20)
-        scene.until_somebody_waits()
+        scene.until_waiting()
         _kill_waiters(scene)
         with pytest.raises(LockConnectionError, match="'k'"):
             waiting.result(10)
@@ -325,6 +332,8 @@ def _kill_waiters(scene: Scene) -> None:
         scene.witness.scalar(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         )
+    elif scene.row.server == "mssql":
+        scene.witness.cancel_waiters()
     else:
         scene.witness._kill("CONNECTION", scene.witness.LOCKS, status="PENDING")
 
@@ -409,3 +418,20 @@ def test_an_unsafe_environment_is_refused_once_for_each_connection(
         with client.lock("k"):
             assert scene.holders == 1
     assert len(asked) == 2
+
+
+@on_connections
+@pytest.mark.rows(lambda row: row.name in {"postgresql-psycopg", "mariadb-pymysql"})
+def test_the_options_of_the_callers_socket_stay(scene: Scene) -> None:
+    """Probes of a silent network are for our own sessions; the caller has chosen for its own."""
+    client = scene.client()
+    connection = client.connection.connection
+    number = driver_of(client.connection.dialect).descriptor(connection.dbapi_connection)
+    assert number is not None
+    with socket.socket(fileno=os.dup(number)) as seen:
+        assert seen.family in (socket.AF_INET, socket.AF_INET6)
+        seen.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+        before = [seen.getsockopt(*option) for option in PROBES]
+        with client.lock("k"):
+            assert [seen.getsockopt(*option) for option in PROBES] == before
+        assert [seen.getsockopt(*option) for option in PROBES] == before

@@ -13,6 +13,9 @@ from dlock_core import DeadlockError, LockStateError, LockTimeoutError
 
 from .scene import Scene
 
+# What is read before any database is asked is the same on all of them.
+before_any_database = pytest.mark.rows(lambda row: row.name in {"sqlite-memory", "sqlite-aiosqlite"})
+
 
 def test_acquire_and_release(scene: Scene) -> None:
     """The server holds the lock from one to the other, and `locked` says so."""
@@ -54,6 +57,7 @@ def test_with_raises_when_its_time_is_over(scene: Scene) -> None:
         assert scene.holders == 1
 
 
+@before_any_database
 @pytest.mark.parametrize("timeout", [0, -1, -0.001, -math.inf])
 def test_no_time_is_one_try(scene: Scene, timeout: float) -> None:
     """Zero and less, as `timeout` and as `contextual_timeout`."""
@@ -83,7 +87,7 @@ def test_a_wait_ends_when_the_holder_releases(scene: Scene) -> None:
         held, wanted = holder.lock("k"), other.lock("k")
         assert held.acquire()
         waiting = other.begin_call(wanted.acquire, True, timeout)
-        scene.until_somebody_waits()
+        scene.until_waiting()
         held.release()
         assert waiting.result(10)
         assert scene.holders == 1
@@ -91,18 +95,19 @@ def test_a_wait_ends_when_the_holder_releases(scene: Scene) -> None:
 
 
 def test_contextual_timeout_is_for_with_only(scene: Scene) -> None:
-    """`acquire()` waits for ever all the same."""
+    """`acquire()` waits without limit all the same."""
     holder, other = scene.client(), scene.client()
     held, wanted = holder.lock("k"), other.lock("k", contextual_timeout=0)
     assert held.acquire()
     waiting = other.begin_call(wanted.acquire)
-    scene.until_somebody_waits()
+    scene.until_waiting()
     assert not waiting.done()
     held.release()
     assert waiting.result(10)
     wanted.release()
 
 
+@before_any_database
 @pytest.mark.parametrize("timeout", [math.nan, "5", True, object()])
 def test_what_is_no_time_is_an_error(scene: Scene, timeout: Any) -> None:
     """At `acquire` and at the making of the lock."""
@@ -154,7 +159,7 @@ def test_released_inside_with(scene: Scene) -> None:
 
 
 def test_an_error_in_the_body_releases_and_goes_on(scene: Scene) -> None:
-    """The user sees his own."""
+    """The user sees the body's own."""
     with pytest.raises(ZeroDivisionError) as caught, scene.client().lock("k"):
         raise ZeroDivisionError
     assert scene.holders == 0

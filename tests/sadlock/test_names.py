@@ -24,8 +24,7 @@ from dlock_core import (
     create_sadlock,
     keys,
 )
-from dlock_core.sadlock.names import actual_key, readable
-from dlock_core.sadlock.options import Options
+from dlock_core.sadlock.wanted import Options, actual_key, readable
 
 DIALECTS: dict[str, sa.Dialect] = {
     "postgresql": sa.create_engine("postgresql+psycopg://").dialect,
@@ -143,7 +142,7 @@ def test_what_people_read(key: object, text: str) -> None:
     ],
 )
 def test_an_option_that_the_database_does_not_know(database: str, options: dict[str, Any], says: str) -> None:
-    """An error that names it and who knows it, not another lock than was asked for."""
+    """An error that names it and the databases that know it, not another lock than was asked for."""
     with pytest.raises(NotImplementedError, match=says) as caught:
         Options(**options).check(DIALECTS[database], "k")
     assert isinstance(caught.value, UnsupportedError)
@@ -184,13 +183,13 @@ def test_what_carries_no_async_lock(given: Any) -> None:
         create_async_sadlock(given, "k")
 
 
-def test_an_engine_is_told_to_connect() -> None:
+def test_an_engine_is_asked_to_connect() -> None:
     """The commonest mistake has its own hint."""
     with pytest.raises(TypeError, match=r"engine\.connect\(\)"):
         create_sadlock(sa.create_engine("sqlite://"), "k")  # type: ignore[type-var]
 
 
-def test_an_async_connection_that_nobody_started() -> None:
+def test_an_async_connection_that_was_not_started() -> None:
     """It can be given, but not used."""
     import asyncio
 

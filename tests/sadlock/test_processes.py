@@ -8,29 +8,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from dlock_core import create_sadlock
 from tests.contract.house import until
+from tests.pace import promptly
+from tests.servers.proxy import Proxy
 
 from .scene import Scene
 
 pytestmark = pytest.mark.rows(lambda row: row.api == "sync" and not row.in_memory)
 
 
-@pytest.fixture
-def program(scene: Scene) -> Iterator[subprocess.Popen[str]]:
-    """A process with a connection or session of its own; see `interrupted.py`."""
+@contextmanager
+def waiting(url: str, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a process with a connection or session of its own; see `interrupted.py`."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "tests.sadlock.interrupted", scene.house.url, scene.kind],
+        [sys.executable, "-m", "tests.sadlock.interrupted", url, kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    yield started
-    started.kill()
-    started.communicate()
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+@pytest.fixture
+def program(scene: Scene) -> Iterator[subprocess.Popen[str]]:
+    """A process that waits."""
+    with waiting(scene.house.url, scene.kind) as program:
+        yield program
 
 
 def _hears(program: subprocess.Popen[str], event: str) -> float:
@@ -57,6 +69,26 @@ def test_ctrl_c_ends_a_wait(scene: Scene, program: subprocess.Popen[str]) -> Non
     assert scene.holders == 0
     program.communicate("\n", timeout=15)
     assert program.returncode == 0
+
+
+@pytest.mark.kinds("connection", "session")
+@pytest.mark.rows(lambda row: row.is_server and row.server != "mssql")
+def test_ctrl_c_ends_a_wait_over_a_silent_network(scene: Scene) -> None:
+    """The program has its exception at once; the server hears of it when the network is back."""
+    assert scene.house.server is not None
+    held = scene.client().lock("k")
+    assert held.acquire()
+    with Proxy(scene.house.server) as proxy, waiting(proxy.url(scene.row.drivername), scene.kind) as program:
+        _hears(program, "asks")
+        until(lambda: scene.witness.waiters() == 1)
+        proxy.cut()
+        sent = time.monotonic()
+        program.send_signal(signal.SIGINT)
+        assert promptly(_hears(program, "KeyboardInterrupt") - sent, 2)
+        proxy.restore()
+        until(lambda: scene.witness.waiters() == 0)
+    held.release()
+    assert scene.holders == 0
 
 
 @pytest.mark.kinds("connection", "session")

@@ -14,7 +14,7 @@ from dlock_core import LockLostError, create_sadlock
 from tests.contract.house import until
 
 from .clients import Client
-from .scene import MISTAKE, Scene, SqlError, lodgings
+from .scene import MISTAKE, Scene, SqlError, open_engines
 
 pytestmark = pytest.mark.kinds("session", "scoped")
 
@@ -60,7 +60,7 @@ def test_the_session_keeps_its_transaction_when_the_body_fails(scene: Scene) -> 
 
 @pytest.mark.rows(lambda row: row.is_server)
 def test_the_lock_lives_when_the_sessions_own_connection_is_killed(scene: Scene) -> None:
-    """The user's statement fails, and his body goes on under the lock."""
+    """The user's statement fails, and the body goes on under the lock."""
     client = scene.client()
     scene.insert(client, 1)
     with client.lock("k") as lock:
@@ -77,7 +77,7 @@ def test_the_lock_lives_when_the_sessions_own_connection_is_killed(scene: Scene)
 
 @pytest.mark.rows(lambda row: row.is_server)
 def test_the_killed_session_of_a_lock_costs_nothing_of_the_users_work(scene: Scene) -> None:
-    """He learns of the loss, and can still commit or roll back, as he sees fit."""
+    """The user learns of the loss, and can still commit or roll back."""
     client = scene.client()
     with pytest.raises(LockLostError, match="'k'"), client.lock("k"):
         scene.insert(client, 1)
@@ -86,18 +86,18 @@ def test_the_killed_session_of_a_lock_costs_nothing_of_the_users_work(scene: Sce
     assert scene.rows == [1]
 
 
-def test_a_lock_that_nobody_has_any_more_is_released(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lock_that_was_abandoned_is_released(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     """The garbage collector finds it; a line in the log tells of it."""
     client = Client.of(scene.kind, scene.engine, scene.run)
     with caplog.at_level(logging.WARNING, "dlock"):
         assert client.lock("k").acquire()
         client.close()
         gc.collect()
-        until(lambda: scene.holders == 0 and not lodgings())
+        until(lambda: scene.holders == 0 and not open_engines())
     assert "'k'" in caplog.text
 
 
-def test_nothing_is_open_when_nobody_holds(scene: Scene) -> None:
+def test_nothing_is_open_when_nothing_is_held(scene: Scene) -> None:
     """The lock's connection ends with the last lock; those of the pool stay."""
     client, other = scene.client(), scene.client()
     client.scalar("SELECT 1")

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlock_core import DeadlockError
-from dlock_core.sadlock.postgresql import WAIT
+from dlock_core.dialects.postgresql import WAIT_ON_CALLERS
 from tests.contract.house import until
 
 from .clients import Client, Handle
@@ -121,7 +121,7 @@ def test_an_sql_error_inside_begin_nested_costs_what_is_behind_the_savepoint(sce
 
 
 def test_a_savepoint_inside_the_lock_is_the_users(scene: Scene) -> None:
-    """An error that he catches there costs nothing else, and the lock stays until its end."""
+    """An error that is caught there costs nothing else, and the lock stays until its end."""
     client = scene.client()
     with client.begin():
         with client.lock("k") as lock:
@@ -169,7 +169,7 @@ def test_a_wait_that_succeeds_inside_the_users_transaction(scene: Scene) -> None
         scene.insert(client, 1)
         lock = client.lock("k")
         waiting = client.begin_call(lock.acquire, True, 20)
-        scene.until_somebody_waits()
+        scene.until_waiting()
         held.release()
         assert waiting.result(10)
         scene.insert(client, 2)
@@ -189,11 +189,11 @@ def test_a_deadlock_costs_the_victim_its_wait_and_no_more(scene: Scene) -> None:
     held = [client.lock(f"key{number}") for number, client in enumerate(people)]
     wanted = [client.lock(f"key{1 - number}") for number, client in enumerate(people)]
     assert all(lock.acquire() for lock in held)
-    told = threading.Semaphore(0)
-    waits = [people[0].begin_call(_wait_and_tell, wanted[0], told)]
-    scene.until_somebody_waits()
-    waits.append(people[1].begin_call(_wait_and_tell, wanted[1], told))
-    assert told.acquire(timeout=15)
+    over = threading.Semaphore(0)
+    waits = [people[0].begin_call(_wait_and_count, wanted[0], over)]
+    scene.until_waiting()
+    waits.append(people[1].begin_call(_wait_and_count, wanted[1], over))
+    assert over.acquire(timeout=15)
     victim = next(number for number, wait in enumerate(waits) if wait.done() and wait.exception() is not None)
     assert isinstance(waits[victim].exception(), DeadlockError)
     assert held[victim].locked
@@ -206,11 +206,11 @@ def test_a_deadlock_costs_the_victim_its_wait_and_no_more(scene: Scene) -> None:
     assert scene.rows == [0, 1]
 
 
-def _wait_and_tell(lock: Handle, told: threading.Semaphore) -> bool:
+def _wait_and_count(lock: Handle, over: threading.Semaphore) -> bool:
     try:
         return lock.acquire()
     finally:
-        told.release()
+        over.release()
 
 
 @pytest.mark.kinds("connection")
@@ -240,7 +240,7 @@ class TestPostgreSQL:
             pass
 
     def test_the_users_lock_timeout_bounds_no_wait_of_ours(self, scene: Scene) -> None:
-        """For ever is for ever, and 20 s are 20 s."""
+        """Without limit is without limit, and 20 s are 20 s."""
         holder, client = scene.client(), scene.client()
         client.execute("SET lock_timeout = '20ms'")
         client.commit()
@@ -248,7 +248,7 @@ class TestPostgreSQL:
             held, wanted = holder.lock("k"), client.lock("k")
             assert held.acquire()
             waiting = client.begin_call(wanted.acquire, True, timeout)
-            scene.until_somebody_waits()
+            scene.until_waiting()
             with pytest.raises(TimeoutError):
                 waiting.result(0.2)
             held.release()
@@ -256,7 +256,7 @@ class TestPostgreSQL:
             wanted.release()
 
     def test_a_lock_in_a_failed_transaction_is_the_users_error(self, scene: Scene) -> None:
-        """He has to roll back first, and then all goes well."""
+        """The caller has to roll back first, and then all goes well."""
         client = scene.client()
         with pytest.raises(SqlError):
             client.execute(MISTAKE)
@@ -268,7 +268,7 @@ class TestPostgreSQL:
             assert scene.holders == 1
 
     def test_a_statement_timeout_of_the_users_ends_a_wait_and_leaves_nothing(self, scene: Scene) -> None:
-        """It is an error of the database, and costs nothing of his transaction."""
+        """It is an error of the database, and costs nothing of the user's transaction."""
         holder, client = scene.client(), scene.client()
         with holder.lock("k"):
             for inside in (False, True):
@@ -304,7 +304,8 @@ class TestPostgreSQL:
     ) -> None:
         """The statement takes the lock and then fails, as the server's own clean-up may have it."""
         client = scene.client()
-        monkeypatch.setitem(WAIT, (shared, False), SHARED_THEN_ERROR if shared else GRANT_THEN_ERROR)
+        mode, statement = ("shared", SHARED_THEN_ERROR) if shared else ("exclusive", GRANT_THEN_ERROR)
+        monkeypatch.setitem(WAIT_ON_CALLERS, (mode, "session"), statement)
         if inside:
             scene.insert(client, 1)
         with pytest.raises(sa.exc.DBAPIError, match="integer"):

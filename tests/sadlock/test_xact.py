@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -88,7 +89,7 @@ def test_the_object_can_be_used_again_in_the_next_transaction(scene: Scene) -> N
 
 
 def test_in_a_block_of_begin(scene: Scene) -> None:
-    """The lock is there until the block commits, so nobody sees the work before."""
+    """The lock is there until the block commits, so no other sees the work before."""
     client, other = scene.client(), scene.client()
     with client.begin():
         with client.lock("k", xact=True) as lock:
@@ -102,7 +103,7 @@ def test_in_a_block_of_begin(scene: Scene) -> None:
 
 
 def test_an_sql_error_ends_it_with_its_transaction(scene: Scene) -> None:
-    """The user sees his own error, and nothing is held when he has rolled back."""
+    """The user sees the first error, and nothing is held after the rollback."""
     client = scene.client()
     with pytest.raises(SqlError, match="no_such_table") as caught, client.lock("k", xact=True) as lock:
         client.execute(MISTAKE)
@@ -135,6 +136,38 @@ def test_savepoints(scene: Scene) -> None:
     assert not inner.locked
 
 
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated:sqlalchemy.exc.SAWarning")
+def test_a_rollback_past_an_open_savepoint(scene: Scene) -> None:
+    """`locked` is about the savepoint's age, not about how many are open: the server has freed the lock."""
+    client = scene.client()
+    with client.begin():
+        lock = client.lock("k", xact=True)
+        with pytest.raises(ZeroDivisionError), client.begin_nested():
+            assert lock.acquire()
+            inner = client.run(client.target.begin_nested)
+            assert inner.is_active
+            raise ZeroDivisionError
+        assert scene.holders == 0
+        assert not lock.locked
+        assert lock.acquire(timeout=5)
+        assert scene.holders == 1
+
+
+def test_a_lock_outlives_the_release_of_an_older_savepoint(scene: Scene) -> None:
+    """It then belongs to what is around, and ends with that."""
+    client = scene.client()
+    lock = client.lock("k", xact=True)
+    with client.begin():
+        with pytest.raises(ZeroDivisionError), client.begin_nested():
+            with client.begin_nested():
+                assert lock.acquire()
+            assert lock.locked
+            assert scene.holders == 1
+            raise ZeroDivisionError
+        assert not lock.locked
+        assert scene.holders == 0
+
+
 def test_refused_it_leaves_no_transaction(scene: Scene) -> None:
     """Neither a try nor a wait in vain."""
     holder, client = scene.client(), scene.client()
@@ -147,6 +180,14 @@ def test_refused_it_leaves_no_transaction(scene: Scene) -> None:
             for timeout in (0, 0.05):
                 assert not client.lock("k", xact=True).acquire(timeout=timeout)
     assert scene.rows == [1]
+
+
+def test_a_wrong_timeout_begins_no_transaction(scene: Scene) -> None:
+    """It is refused before anything is done on the caller's connection."""
+    client = scene.client()
+    with pytest.raises(ValueError, match="nan"):
+        client.lock("k", xact=True).acquire(timeout=math.nan)
+    assert not client.in_transaction
 
 
 def test_a_wait_that_succeeds(scene: Scene) -> None:
@@ -197,7 +238,7 @@ def test_shared(scene: Scene) -> None:
 
 @pytest.mark.kinds("connection")
 def test_autocommit_is_refused(scene: Scene) -> None:
-    """There the lock would be gone before anybody could use it."""
+    """There the lock would be gone before any other could use it."""
     client = scene.client(scene.new_engine(isolation_level="AUTOCOMMIT"))
     with pytest.raises(LockStateError, match=r"'k'.*autocommit"):
         client.lock("k", xact=True).acquire()

@@ -1,4 +1,4 @@
-"""A server that somebody else runs, named by an environment variable."""
+"""A server that runs already, named by an environment variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULTS = {
 
 
 class ExistingServer(Uncontrollable):
-    """A server of somebody else."""
+    """A server that is not ours."""
 
     def __init__(self, kind: str, url: str) -> None:
         """Take the kind of the server and a SQLAlchemy URL of it, with any driver."""

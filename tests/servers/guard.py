@@ -1,8 +1,8 @@
 """End the servers of a test run that has died, even by SIGKILL.
 
-Run as ``python -P guard.py PARENT FOLDER``: as soon as the process PARENT is gone, every process that works inside
-FOLDER is killed and FOLDER is removed. PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends, does
-not reach frozen PostgreSQL backends, and leaves the folder behind.
+Run as ``python -P guard.py PARENT FOLDER [MARK]``: as soon as the process PARENT is gone, every process that works
+inside FOLDER, or has MARK in its environment, is killed, and FOLDER is removed. PR_SET_PDEATHSIG would not do: it fires
+when the starting *thread* ends, does not reach frozen PostgreSQL backends, and leaves the folder behind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,15 +35,44 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def processes_marked(mark: str) -> list[psutil.Process]:
+    """List the living processes that were started with ``NAME=value`` in their environment, but for this one."""
+    name, _, value = mark.partition("=")
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
 def kill_all(folder: Path) -> None:
     """Kill every process inside a folder, and wait until there are none."""
+    _kill(lambda: processes_in(folder))
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process with a mark, and wait until there are none."""
+    _kill(lambda: processes_marked(mark))
+
+
+def _kill(find: Callable[[], list[psutil.Process]]) -> None:
     deadline = time.monotonic() + KILL_SECONDS
-    # In rounds, because a process that is still alive may fork while we look.
-    while (processes := processes_in(folder)) and time.monotonic() < deadline:
+    # In rounds, because a process that is still alive may fork while we look. A zombie is its parent's to wait for.
+    while (processes := _alive(find())) and time.monotonic() < deadline:
         for process in processes:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(processes, timeout=0.05)
+        time.sleep(0.01)
+
+
+def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    alive = []
+    for process in processes:
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    return alive
 
 
 def remove(folder: Path) -> None:
@@ -56,12 +86,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def main(parent: int, folder: Path) -> None:
+def main(parent: int, folder: Path, *marks: str) -> None:
     """Wait for the parent's end, then clean up after it."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
+    for mark in marks:
+        kill_marked(mark)
     remove(folder)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SETTINGS = {
     "innodb_log_file_size": "8M",
-    # Off by default here; with it the server tells who holds a named lock, and who waits.
+    # Off by default here; with it the server shows the holder of a named lock, and its waiters.
     "performance_schema": "ON",
     "performance_schema_instrument": "'wait/lock/metadata/sql/mdl=ON'",
 }

@@ -1,4 +1,4 @@
-"""SQL Server: one that somebody else runs, or a stand-in that speaks its protocol; see `tests/standin`."""
+"""SQL Server: one that runs elsewhere, or a stand-in that speaks its protocol; see `tests/standin`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from .base import Factory
 from .existing import ExistingServer
+from .odbc import FREETDS, drivers
 from .private import DATABASE, PrivateServer
 
 __all__ = ["ExistingSQLServer", "SQLServerStandIn"]
@@ -25,24 +26,25 @@ MISSING = "pymssql is not installed"
 
 
 def odbc_driver() -> str | None:
-    """Return an ODBC driver for SQL Server that this machine has, Microsoft's if possible."""
-    try:
-        pyodbc = importlib.import_module("pyodbc")  # without unixODBC it cannot be imported
-    except ImportError:
-        return None
-    drivers = sorted((name for name in pyodbc.drivers() if "SQL Server" in name), reverse=True)
-    return next(iter([*drivers, *(name for name in pyodbc.drivers() if name == "FreeTDS")]), None)
+    """Return the ODBC driver for SQL Server of rows that name none: FreeTDS if possible."""
+    return FREETDS if FREETDS in drivers() else next(iter(drivers()), None)
 
 
-def odbc_url(address: sa.URL) -> sa.URL:
+def odbc_url(address: sa.URL, driver: str | None = None) -> sa.URL:
     """Add to a URL for pyodbc or aioodbc the driver, and what this needs."""
-    if "driver" in address.query:
+    if driver is None and "driver" in address.query:
         return address._replace(port=None) if "PORT" in address.query else address
-    driver = odbc_driver()
-    if driver == "FreeTDS":  # does not know the port that SQLAlchemy writes behind the host
-        query = {"driver": driver, "PORT": str(address.port), "TDS_Version": "7.4"}
+    driver, port = driver or odbc_driver() or "", address.query.get("PORT", address.port)
+    others = {name: value for name, value in address.query.items() if name not in ("driver", "PORT", "TDS_Version")}
+    if driver == FREETDS:  # does not know the port that SQLAlchemy writes behind the host
+        query = {"driver": driver, "PORT": str(port), "TDS_Version": "7.4"}
         return address.set(query=query)._replace(port=None)  # `set` leaves out what is None
-    return address.update_query_dict({"driver": driver or "", "Encrypt": "no"})
+    return address.set(query={"Encrypt": "no", **others, "driver": driver}, port=int(str(port)))
+
+
+def with_driver(url: str, driver: str) -> str:
+    """Return the URL of the same place for another ODBC driver."""
+    return odbc_url(sa.make_url(url), driver).render_as_string(hide_password=False)
 
 
 def url_of(address: sa.URL, drivername: str, database: str | None, user: str | None) -> str:
@@ -74,16 +76,17 @@ class SQLServerStandIn(PrivateServer):
     kind = "mssql"
     connect_options: ClassVar[dict[str, Any]] = {"login_timeout": 10}
 
-    def __init__(self) -> None:
-        """Choose its port."""
+    def __init__(self, latency: float = 0.0) -> None:
+        """Choose its port; each answer takes so many seconds until a session first asks for a lock."""
         super().__init__(sa.URL.create("mssql+pymssql", username="sa", password="standin"), {})
+        self.latency = latency
 
     @classmethod
     def find(cls) -> Factory[SQLServerStandIn] | str:
         """Return how to make one, or the reason why that is impossible."""
         if importlib.util.find_spec("pymssql") is None:
             return MISSING
-        return Factory(cls, f"a stand-in, not SQL Server; ODBC by {odbc_driver() or 'nothing'}")
+        return Factory(cls, f"a stand-in, not SQL Server; ODBC by {' and '.join(drivers()) or 'nothing'}")
 
     @property
     def version(self) -> str:
@@ -96,4 +99,4 @@ class SQLServerStandIn(PrivateServer):
         """Do nothing: it keeps all in memory."""
 
     def _command(self) -> list[str]:
-        return [sys.executable, "-c", PROGRAM, str(self.port)]
+        return [sys.executable, "-c", PROGRAM, str(self.port), str(self.latency)]

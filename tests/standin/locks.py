@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-__all__ = ["APPLOCK", "DBMS_LOCK", "LockTable", "Outcome", "Party"]
+__all__ = ["APPLOCK", "DBMS_LOCK", "Client", "LockTable", "Outcome"]
 
 
 def _matrix(modes: str, *rows: str) -> dict[str, frozenset[str]]:
@@ -49,7 +49,7 @@ class Outcome(Enum):
 
 
 @dataclass(eq=False)
-class Party:
+class Client:
     """A session, as the table knows it."""
 
     number: int
@@ -66,91 +66,95 @@ class _Hold:
 
 @dataclass(eq=False)
 class _Request:
-    party: Party
+    client: Client
     name: object
     mode: str
 
 
 @dataclass
 class LockTable:
-    """Who holds what, and who queues for what."""
+    """What each client holds, and what it queues for."""
 
     matrix: dict[str, frozenset[str]]
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
     queue: list[_Request] = field(default_factory=list)
-    _holds: dict[object, dict[Party, list[_Hold]]] = field(default_factory=dict)
+    _holds: dict[object, dict[Client, list[_Hold]]] = field(default_factory=dict)
 
-    def request(self, party: Party, name: object, mode: str, timeout: float | None, owner: str = "Session") -> Outcome:
+    def request(
+        self, client: Client, name: object, mode: str, timeout: float | None, owner: str = "Session"
+    ) -> Outcome:
         """Ask for a lock; what the session holds already does not hinder it."""
         with self.changed:
-            request = _Request(party, name, mode)
+            request = _Request(client, name, mode)
+            if client.cut:  # its question was on the way when its client hung up
+                return Outcome.CANCELLED
             if self._free(request):
                 return self._grant(request, owner, Outcome.AT_ONCE)
             if timeout == 0:
                 return Outcome.TIMEOUT
             self.queue.append(request)
-            party.waits = True
+            client.waits = True
             try:
                 return self._wait(request, timeout, owner)
             finally:
-                party.waits = False
+                client.waits = False
                 self.queue.remove(request)
                 self.changed.notify_all()
 
     def _wait(self, request: _Request, timeout: float | None, owner: str) -> Outcome:
-        party = request.party
-        if party in self._blockers(party):
+        client = request.client
+        if client in self._blockers(client):
             return Outcome.DEADLOCK
-        came = self.changed.wait_for(lambda: party.cut or party.cancelled or self._free(request), timeout)
-        if party.cut or party.cancelled:
+        came = self.changed.wait_for(lambda: client.cut or client.cancelled or self._free(request), timeout)
+        if client.cut or client.cancelled:
             return Outcome.CANCELLED
         return self._grant(request, owner, Outcome.AFTER_WAIT) if came else Outcome.TIMEOUT
 
     def _grant(self, request: _Request, owner: str, outcome: Outcome) -> Outcome:
-        holds = self._holds.setdefault(request.name, {}).setdefault(request.party, [])
+        holds = self._holds.setdefault(request.name, {}).setdefault(request.client, [])
         holds.append(_Hold(request.mode, owner))
         return outcome
 
     def _free(self, request: _Request) -> bool:
         return not self._in_the_way(request)
 
-    def _in_the_way(self, request: _Request) -> set[Party]:
-        """Return the holders who exclude it, and those who came earlier, unless the session holds the lock."""
+    def _in_the_way(self, request: _Request) -> set[Client]:
+        """Return the holders that exclude it, and those that came earlier, unless the session holds the lock."""
         holders = self._holds.get(request.name, {})
         found = {
-            party
-            for party, holds in holders.items()
-            if party is not request.party and any(request.mode not in self.matrix[hold.mode] for hold in holds)
+            client
+            for client, holds in holders.items()
+            if client is not request.client and any(request.mode not in self.matrix[hold.mode] for hold in holds)
         }
-        if request.party not in holders:
+        if request.client not in holders:
             for earlier in self.queue:
                 if earlier is request:
                     break
                 if earlier.name == request.name:
-                    found.add(earlier.party)
+                    found.add(earlier.client)
         return found
 
-    def _blockers(self, party: Party) -> set[Party]:
-        found: set[Party] = set()
-        unvisited = [party]
+    def _blockers(self, client: Client) -> set[Client]:
+        found: set[Client] = set()
+        unvisited = [client]
         while unvisited:
             waiter = unvisited.pop()
-            for request in [each for each in self.queue if each.party is waiter]:
+            for request in [each for each in self.queue if each.client is waiter]:
                 new = self._in_the_way(request) - found
                 found |= new
                 unvisited += new
         return found
 
-    def modes(self, party: Party, name: object, owner: str | None = None) -> list[str]:
+    def modes(self, client: Client, name: object, owner: str | None = None) -> list[str]:
         """Return the modes that a session holds, in the order of taking."""
         with self.changed:
-            holds = self._holds.get(name, {}).get(party, [])
+            holds = self._holds.get(name, {}).get(client, [])
             return [hold.mode for hold in holds if owner in (None, hold.owner)]
 
-    def release(self, party: Party, name: object, owner: str = "Session") -> bool:
+    def release(self, client: Client, name: object, owner: str = "Session") -> bool:
         """Undo the last grant; False when there is none."""
         with self.changed:
-            holds = self._holds.get(name, {}).get(party, [])
+            holds = self._holds.get(name, {}).get(client, [])
             for index in reversed(range(len(holds))):
                 if holds[index].owner == owner:
                     del holds[index]
@@ -158,40 +162,40 @@ class LockTable:
                     return True
             return False
 
-    def convert(self, party: Party, name: object, mode: str, timeout: float | None) -> Outcome:
+    def convert(self, client: Client, name: object, mode: str, timeout: float | None) -> Outcome:
         """Exchange the mode that a session holds for another."""
         with self.changed:
-            (hold,) = self._holds[name][party]
-            outcome = self.request(party, name, mode, timeout, hold.owner)
+            (hold,) = self._holds[name][client]
+            outcome = self.request(client, name, mode, timeout, hold.owner)
             if outcome in (Outcome.AT_ONCE, Outcome.AFTER_WAIT):
-                self._holds[name][party].remove(hold)
+                self._holds[name][client].remove(hold)
                 self.changed.notify_all()
             return outcome
 
-    def end(self, party: Party, owner: str | None = None) -> None:
+    def end(self, client: Client, owner: str | None = None) -> None:
         """Free all that a session, or only its transaction, holds; None is the end of the session."""
         with self.changed:
-            party.cut = party.cut or owner is None
+            client.cut = client.cut or owner is None
             for holders in self._holds.values():
-                kept = [hold for hold in holders.get(party, []) if owner not in (None, hold.owner)]
-                holders[party] = kept
+                kept = [hold for hold in holders.get(client, []) if owner not in (None, hold.owner)]
+                holders[client] = kept
             self._tidy()
 
     def _tidy(self) -> None:
         for name, holders in list(self._holds.items()):
-            for party in [party for party, holds in holders.items() if not holds]:
-                del holders[party]
+            for client in [client for client, holds in holders.items() if not holds]:
+                del holders[client]
             if not holders:
                 del self._holds[name]
         self.changed.notify_all()
 
-    def holders(self) -> list[Party]:
-        """Return the holder of each lock, several times if he holds several."""
+    def holders(self) -> list[Client]:
+        """Return the holder of each lock, several times if it holds several."""
         with self.changed:
-            return [party for holders in self._holds.values() for party in holders]
+            return [client for holders in self._holds.values() for client in holders]
 
-    def cancel(self, party: Party) -> None:
+    def cancel(self, client: Client) -> None:
         """End a wait of a session."""
         with self.changed:
-            party.cancelled = True
+            client.cancelled = True
             self.changed.notify_all()

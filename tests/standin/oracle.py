@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import oracledb
 
-from .locks import DBMS_LOCK, LockTable, Outcome, Party
+from .locks import DBMS_LOCK, Client, LockTable, Outcome
 
 __all__ = ["OracleServer", "module_of"]
 
@@ -143,7 +143,7 @@ class Session:
 
     def __init__(self, server: OracleServer) -> None:
         self.server = server
-        self.party = Party(next(server.numbers))
+        self.client = Client(next(server.numbers))
         self.dsn = "standin"
         self.autocommit = False
         self.call_timeout = 0
@@ -152,7 +152,7 @@ class Session:
 
     def check(self) -> None:
         """Refuse what comes after the end."""
-        if self.party.cut:
+        if self.client.cut:
             raise error(28, "your session has been killed")
 
     def cursor(self, *_: Any, **__: Any) -> Cursor:
@@ -200,36 +200,36 @@ class Session:
             return 5
         if arguments.get("lockmode", 1) not in MODES or not 0 <= arguments.get("timeout", 0) <= MAXWAIT:
             return 3
-        held = locks.modes(self.party, number)
+        held = locks.modes(self.client, number)
         if function == "RELEASE":
-            owners = [owner for owner in ("Session", "Transaction") if locks.release(self.party, number, owner)]
+            owners = [owner for owner in ("Session", "Transaction") if locks.release(self.client, number, owner)]
             return 0 if owners else 4
         mode = MODES[arguments["lockmode"]]
         seconds = None if arguments["timeout"] == MAXWAIT else arguments["timeout"]
         if bool(held) is (function == "REQUEST"):
             return 4
         if function == "CONVERT":
-            return self._code(lambda: locks.convert(self.party, number, mode, seconds))
+            return self._code(lambda: locks.convert(self.client, number, mode, seconds))
         owner = "Transaction" if arguments["release_on_commit"] else "Session"
-        return self._code(lambda: locks.request(self.party, number, mode, seconds, owner))
+        return self._code(lambda: locks.request(self.client, number, mode, seconds, owner))
 
     def _code(self, request: Callable[[], Outcome]) -> int:
         outcome = request()
         self.check()
         if outcome is Outcome.CANCELLED:
-            self.party.cancelled = False
+            self.client.cancelled = False
             raise error(1013, "user requested cancel of current operation")
         return CODES[outcome]
 
     def cancel(self) -> None:
         """End a wait of another thread."""
-        if self.party.waits:
-            self.server.locks.cancel(self.party)
+        if self.client.waits:
+            self.server.locks.cancel(self.client)
 
     def commit(self) -> None:
         """End the transaction."""
         self.check()
-        self.server.locks.end(self.party, "Transaction")
+        self.server.locks.end(self.client, "Transaction")
 
     def rollback(self) -> None:
         """End the transaction."""
@@ -241,13 +241,13 @@ class Session:
 
     def kill(self) -> None:
         """End the session at the server."""
-        self.server.locks.end(self.party)
+        self.server.locks.end(self.client)
         if self in self.server.sessions:
             self.server.sessions.remove(self)
 
     def close(self) -> None:
         """End the session."""
-        assert not self.party.waits, "nobody closes a connection under its own statement"
+        assert not self.client.waits, "a connection is closed under its own statement"
         self.kill()
 
 

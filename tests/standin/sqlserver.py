@@ -1,4 +1,4 @@
-"""A program that pretends to be SQL Server on a port of this machine: `python -m tests.standin.sqlserver PORT`."""
+"""A program that pretends to be SQL Server: `python -m tests.standin.sqlserver PORT LATENCY`."""
 
 from __future__ import annotations
 
@@ -9,49 +9,54 @@ import socketserver
 import struct
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 from . import wire
-from .locks import Party
+from .locks import Client
 from .tsql import Batch, Login, Server, SqlError
 from .wire import tokens
 
 SPIDS = itertools.count(51)
 SERVER = Server()
+LATENCY = float(sys.argv[2])
+"""Seconds that an answer takes as long as a session is being opened: until it first asks for a lock."""
 
 
 class Session(socketserver.StreamRequestHandler):
-    """One client: this thread hears him, another works for him."""
+    """One client: this thread hears it, another works for it."""
 
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
         """Make the session."""
         super().setup()
-        self.login = Login(SERVER, Party(next(SPIDS)), self.hang_up)
+        self.login = Login(SERVER, Client(next(SPIDS)), self.hang_up)
+        self.latency = LATENCY
         self.prepared: dict[int, tuple[str, str]] = {}
         self.work: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
 
     def handle(self) -> None:
-        """Hear the client until he hangs up, also while he waits."""
+        """Hear the client until it hangs up, also while it waits."""
         worker = threading.Thread(target=self.serve, daemon=True)
         with suppress(OSError):
             for kind, body in wire.Reader(self.rfile).messages():  # type: ignore[arg-type]
                 if kind == wire.PRELOGIN:
                     self.send(tokens.prelogin())
                 elif kind == wire.LOGIN:
-                    SERVER.logins[self.login.party.number] = self.login
+                    SERVER.logins[self.login.client.number] = self.login
+                    time.sleep(self.latency)
                     version = min(struct.unpack_from("<I", body, 4)[0], 0x74000004)
                     self.send(tokens.logged_in(version))
                     worker.start()
                 elif kind == wire.ATTENTION:
-                    SERVER.locks.cancel(self.login.party)
+                    SERVER.locks.cancel(self.login.client)
                     self.work.put((kind, body))
                 else:
                     self.work.put((kind, body))
-        SERVER.logins.pop(self.login.party.number, None)
-        SERVER.locks.end(self.login.party)
+        SERVER.logins.pop(self.login.client.number, None)
+        SERVER.locks.end(self.login.client)
         self.work.put(None)
 
     def serve(self) -> None:
@@ -60,17 +65,20 @@ class Session(socketserver.StreamRequestHandler):
             while (message := self.work.get()) is not None:
                 kind, body = message
                 before = self.login.trancount
+                if b"s\0p\0_\0g\0e\0t\0a\0p\0p\0l\0o\0c\0k\0" in body:
+                    self.latency = 0
+                time.sleep(self.latency)
                 answer = self.answer(kind, body)
                 if bool(before) != bool(self.login.trancount):
                     answer = tokens.transaction(begins=not before) + answer
-                if self.login.party.cut:
+                if self.login.client.cut:
                     return
                 self.send(answer)
 
     def answer(self, kind: int, body: bytes) -> bytes:
         """Return the answer to one message; what was cancelled has none but the confirmation."""
         if kind == wire.ATTENTION:
-            self.login.party.cancelled = False
+            self.login.client.cancelled = False
             return tokens.done(status=wire.ATTENTION_SEEN)
         if kind == wire.TRANSACTION:
             ends, begins = wire.transaction(body)
@@ -109,7 +117,7 @@ class Session(socketserver.StreamRequestHandler):
         found = b""
         try:
             for rows in Batch(self.login, sql, values).run():
-                if self.login.party.cancelled:
+                if self.login.client.cancelled:
                     return b"", False
                 found += tokens.rows(rows, kind=kind, more=True)
         except SqlError as error:
@@ -122,7 +130,7 @@ class Session(socketserver.StreamRequestHandler):
 
     def hang_up(self) -> None:
         """Let the server end the session."""
-        SERVER.locks.end(self.login.party)
+        SERVER.locks.end(self.login.client)
         with suppress(OSError):
             self.request.shutdown(socket.SHUT_RDWR)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .locks import APPLOCK, LockTable, Outcome, Party
+from .locks import APPLOCK, Client, LockTable, Outcome
 
 __all__ = ["Batch", "Login", "Server", "SqlError"]
 
@@ -41,6 +41,8 @@ class Server:
     statements: list[str] = field(default_factory=list)
     script: list[int | Exception] = field(default_factory=list)
     """What the procedures answer before the table is asked again."""
+    crashes: list[str] = field(default_factory=list)
+    """What would have crashed a driver."""
 
 
 @dataclass(eq=False)
@@ -48,7 +50,7 @@ class Login:
     """One session, and its settings."""
 
     server: Server
-    party: Party
+    client: Client
     kill: Callable[[], None]
     trancount: int = 0
     options: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Login:
     def end_transaction(self) -> None:
         """Commit or roll back."""
         self.trancount = 0
-        self.server.locks.end(self.party, "Transaction")
+        self.server.locks.end(self.client, "Transaction")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class Batch:
             case "@@version":
                 return VERSION
             case "@@spid":
-                return self.login.party.number
+                return self.login.client.number
             case "@@trancount":
                 return self.login.trancount
             case _:
@@ -240,7 +242,7 @@ class Batch:
             case "databasepropertyex", ["dlock", "Updateability"]:
                 return self.login.server.updateability
             case "applock_mode", ["public", resource, owner]:
-                modes = self.locks.modes(self.login.party, resource, owner)
+                modes = self.locks.modes(self.login.client, resource, owner)
                 return max(modes, key=list(APPLOCK).index) if modes else "NoLock"
             case _:
                 raise SqlError(195, f"'{name}' is not a recognized built-in function name: {self.sql}", 15)
@@ -270,7 +272,7 @@ class Batch:
         if owner == "Transaction" and not self.login.trancount:
             return -999
         if name == "sp_releaseapplock":
-            if not self.locks.release(self.login.party, resource, owner):
+            if not self.locks.release(self.login.client, resource, owner):
                 raise SqlError(
                     1223,
                     f"Cannot release the application lock (Database Principal: 'public', Resource: "
@@ -281,7 +283,7 @@ class Batch:
         if mode not in APPLOCK or timeout < -1 or not isinstance(resource, str) or len(resource) > 255:
             return -999
         seconds = None if timeout == -1 else timeout / 1000
-        return CODES[self.locks.request(self.login.party, resource, mode, seconds, owner)]
+        return CODES[self.locks.request(self.login.client, resource, mode, seconds, owner)]
 
     def _transaction(self, word: str) -> None:
         self._take("tran", "transaction")
@@ -320,10 +322,10 @@ VIEWS: dict[tuple[str, ...], Callable[[Batch], list[tuple[Any, ...]]]] = {
     ("from sys.system_views",): lambda _: [("dm_exec_sessions",)],
     ("from sys.dm_exec_sessions", "transaction_isolation_level"): lambda _: [("READ COMMITTED",)],
     ("from sys.dm_exec_sessions",): lambda batch: [
-        (number,) for number in batch.login.server.logins if number != batch.login.party.number
+        (number,) for number in batch.login.server.logins if number != batch.login.client.number
     ],
     ("from sys.dm_tran_locks", "'grant'"): lambda batch: [(holder.number,) for holder in batch.locks.holders()],
-    ("from sys.dm_tran_locks", "'wait'"): lambda batch: [(request.party.number,) for request in batch.locks.queue],
+    ("from sys.dm_tran_locks", "'wait'"): lambda batch: [(request.client.number,) for request in batch.locks.queue],
     ("from sys.schemas",): lambda _: [(13,)],
     ("fn_listextendedproperty",): lambda _: [],
 }

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from dlock_core.dialects import find_dialect
-from dlock_core.opening import open_session
-from dlock_core.session import SqlSession
+from dlock_core.sessions.pool import open_session
+from dlock_core.sessions.session import SqlSession
 from tests.standin import odbc, oracle, tsql
 from tests.standin.locks import LockTable
 from tests.standin.tsql import SqlError
@@ -40,12 +40,17 @@ class Scene:
         """Open a session for locks."""
         engine = self.engine()
         locks: Any = find_dialect(engine.dialect.name)
-        return open_session(engine, engine.pool, locks, None, label="dlock test", unsafe_ok=False)
+        return open_session(engine, engine.pool, locks, None, label="dlock test", allow_unsafe=False)
 
     @property
     def held(self) -> int:
         """How many locks are held."""
         return len(self.locks.holders())
+
+    @property
+    def crashes(self) -> list[str]:
+        """What would have crashed a driver."""
+        return []
 
 
 class MSSQLScene(Scene):
@@ -54,12 +59,18 @@ class MSSQLScene(Scene):
     url = "mssql+pyodbc://u:p@standin/dlock?driver=standin"
     failure = staticmethod(lambda number: SqlError(number, "failed"))
 
+    server: tsql.Server
+
     def __init__(self) -> None:
         self.server = tsql.Server()
         super().__init__()
 
     def module(self) -> Any:
         return odbc.module_of(self.server)
+
+    @property
+    def crashes(self) -> list[str]:
+        return self.server.crashes
 
 
 class OracleScene(Scene):

@@ -1,4 +1,4 @@
-"""Random histories of sessions, against what the manuals say about modes: who goes with whom, and who does not."""
+"""Random histories of sessions, against what the manuals say about modes: which go together, and which do not."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SQLServerMachine(Machine):
     def request(self, session: Any, name: int, mode: str) -> None:
         """Try once; a session that holds the lock is refused by ourselves."""
         free = not self.held[session].get(name) and self.fits(session, name, mode)
-        assert MSSQL().request(session, str(name), mode, 0) is free
+        assert MSSQL().acquire(session, str(name), mode=mode, scope="session", timeout=0, label=None) is free
         if free:
             self.held[session][name] = [mode]
 
@@ -100,7 +100,7 @@ class SQLServerMachine(Machine):
         """Ask for Exclusive beside what is held."""
         held = self.held[session].get(name)
         expected = self.fits(session, name, "Exclusive") if held else None
-        assert MSSQL().upgrade(session, str(name), 0) is expected
+        assert MSSQL().upgrade(session, str(name), scope="session", timeout=0) is expected
         if held and expected:
             held.append("Exclusive")
 
@@ -108,7 +108,7 @@ class SQLServerMachine(Machine):
     def release(self, session: Any, name: int) -> None:
         """Undo one grant."""
         held = self.held[session].get(name, [])
-        assert MSSQL().free(session, str(name)) is bool(held)
+        assert MSSQL().release(session, str(name), mode="", scope="session", label=None) is bool(held)
         del held[-1:]
 
 
@@ -124,7 +124,7 @@ class OracleMachine(Machine):
     def request(self, session: Any, name: int, mode: str) -> None:
         """Try once; the server refuses a session that holds the lock."""
         free = not self.held[session].get(name) and self.fits(session, name, mode)
-        assert Oracle().request(session, name, mode, 0) is free
+        assert Oracle().acquire(session, name, mode=mode, scope="session", timeout=0, label=None) is free
         if free:
             self.held[session][name] = [mode]
 
@@ -133,7 +133,7 @@ class OracleMachine(Machine):
         """Exchange the mode for X."""
         held = self.held[session].get(name)
         expected = self.fits(session, name, "X") if held else None
-        assert Oracle().upgrade(session, name, 0) is expected
+        assert Oracle().upgrade(session, name, scope="session", timeout=0) is expected
         if held and expected:
             held[:] = ["X"]
 
@@ -141,7 +141,7 @@ class OracleMachine(Machine):
     def release(self, session: Any, name: int) -> None:
         """Unlock."""
         held = self.held[session].pop(name, [])
-        assert Oracle().release(session, name, shared=False, label=None) is bool(held)
+        assert Oracle().release(session, name, mode="", scope="session", label=None) is bool(held)
 
 
 TestSQLServer = SQLServerMachine.TestCase

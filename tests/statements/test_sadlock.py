@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +19,11 @@ from dlock_core import (
     LockLostError,
     LockProvider,
     LockStateError,
-    SadLock,
     UnsupportedError,
     create_async_sadlock,
     create_sadlock,
 )
+from dlock_core.sadlock import SadLock
 from tests.contract.house import until
 
 from .scenes import MSSQLScene, OracleScene, Scene
@@ -36,6 +37,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     made: Scene = SCENES[request.param]()
     yield made
     until(lambda: made.held == 0, "the last lock to be free")
+    assert not made.crashes
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_an_upgrade_waits_for_the_readers(pair: tuple[Any, Any], scene: Scene, e
 
 
 def test_an_upgrade_needs_an_update_lock_that_is_held(engine: sa.Engine) -> None:
-    """Two readers who both upgrade would wait for each other."""
+    """Two readers that both upgrade would wait for each other."""
     with engine.connect() as connection:
         with create_sadlock(connection, "k", shared=True) as reader, pytest.raises(LockStateError, match="update=True"):
             reader.upgrade()
@@ -125,9 +127,9 @@ def test_an_upgrade_of_a_lost_lock_says_so(pair: tuple[Any, Any], scene: Scene) 
     """The server holds nothing for us, whatever we believe."""
     updater = create_sadlock(pair[0], "k", update=True)
     updater.acquire()
-    (party,) = scene.locks.holders()
-    scene.locks.end(party)
-    party.cut = False  # the connection lives
+    (client,) = scene.locks.holders()
+    scene.locks.end(client)
+    client.cut = False  # the connection lives
     with pytest.raises(LockLostError, match="'k'"):
         updater.upgrade()
     with pytest.raises(LockLostError, match="'k'"):
@@ -152,7 +154,7 @@ def test_a_session_keeps_its_update_lock_through_commit_and_rollback(scene: Scen
         assert scene.held == 1
 
 
-def test_an_update_lock_that_nobody_has_any_more_is_released(scene: Scene, engine: sa.Engine) -> None:
+def test_an_update_lock_that_was_abandoned_is_released(scene: Scene, engine: sa.Engine) -> None:
     """By the garbage collector."""
     with Session(engine) as session:
         assert create_sadlock(session, "k", update=True).acquire()
@@ -181,8 +183,8 @@ def test_every_mode_can_be_asked_for_by_its_name(database: str, mode: str) -> No
     scene = SCENES[database]()
     with scene.engine().connect() as connection, create_sadlock(connection, 5, lock_mode=f" {mode.lower()} ") as lock:
         assert lock.lock_mode == mode
-        (party,) = scene.locks.holders()
-        assert scene.locks.modes(party, lock.actual_key) == [mode]
+        (client,) = scene.locks.holders()
+        assert scene.locks.modes(client, lock.actual_key) == [mode]
 
 
 def test_an_unknown_mode_is_a_value_error(engine: sa.Engine) -> None:
@@ -218,6 +220,38 @@ def test_the_transaction_owns_the_lock_on_sql_server() -> None:
             end()
             assert not lock.locked
             assert scene.held == 0
+
+
+class CalledAwayError(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], object]]:
+    """What lets a handler raise in the main thread after so many seconds."""
+
+    def call_away(*_: object) -> None:
+        raise CalledAwayError
+
+    before = signal.signal(signal.SIGALRM, call_away)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_caller_s_connection_is_not_closed_beside_the_cancel_of_its_wait(alarm: Callable[[float], object]) -> None:
+    """A signal calls the main thread away and its wait ends, while a helper that cancels it is still in the driver."""
+    scene = MSSQLScene()
+    engine = scene.engine()
+    with engine.connect() as holder, create_sadlock(holder, "k"), engine.connect() as connection:
+        alarm(0.1)
+        with pytest.raises(CalledAwayError):
+            create_sadlock(connection, "k").acquire()
+        connection.rollback()
+        assert not create_sadlock(connection, "k").acquire(False)
+    until(lambda: len(scene.server.logins) == 2, "the session of the wait to be closed")
+    assert scene.crashes == []
+    engine.dispose()
+    assert not scene.server.logins
 
 
 def test_an_update_lock_of_a_transaction_is_upgraded_and_ends_with_it() -> None:
@@ -272,13 +306,13 @@ def test_release_on_commit_ends_at_the_commit_or_before() -> None:
     ],
 )
 def test_an_option_of_the_other_database_is_refused(scene_type: type[Scene], options: Any, says: str) -> None:
-    """The error names who knows it."""
+    """The error names the databases that know it."""
     with scene_type().engine().connect() as connection, pytest.raises(UnsupportedError, match=f"'k'.*{says}"):
         create_sadlock(connection, "k", **options)
 
 
 def test_a_caller_s_settings_stay_as_they_are() -> None:
-    """`SET NOCOUNT ON` on his session would hide his row counts."""
+    """`SET NOCOUNT ON` on the caller's session would hide its row counts."""
     scene = MSSQLScene()
     with scene.engine().connect() as connection:
         (login,) = scene.server.logins.values()

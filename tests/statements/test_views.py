@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from dlock_core import NotPermittedError
-from dlock_core.dialects import mssql_view, oracle_view
-from dlock_core.dialects.mssql_view import MSSQLView
-from dlock_core.dialects.oracle_view import OracleView
+from dlock_core import LockInfo, LockProvider, NotPermittedError
+from dlock_core.inspection import Inspector
+from dlock_core.inspection import mssql as mssql_view
+from dlock_core.inspection import oracle as oracle_view
+from dlock_core.inspection.base import Run
+from dlock_core.inspection.mssql import MSSQLView
+from dlock_core.inspection.oracle import OracleView
 from dlock_core.keys import mssql_name
 
 from .scenes import MSSQLScene, OracleScene
@@ -30,13 +35,16 @@ ORACLE_ROWS = [
 
 
 class Asked:
-    """Answers with rows, or with an error, and notes what was asked."""
+    """Answers with rows, or with an error, and notes what was asked; APPLOCK_TEST knows the names that are held."""
 
-    def __init__(self, *answers: Sequence[Any] | Exception) -> None:
+    def __init__(self, *answers: Sequence[Any] | Exception, held: Sequence[str] = (LONG,)) -> None:
         self.answers = list(answers)
+        self.held = held
         self.values: list[dict[str, object]] = []
 
     def __call__(self, statement: sa.TextClause, /, **values: object) -> Sequence[Any]:
+        if statement is mssql_view.FREE:
+            return [(int(values["name"] not in self.held),)]
         self.values.append(values)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -54,19 +62,92 @@ def _failed(number: int, make: Callable[[int], Exception]) -> sa.exc.DBAPIError:
 def test_sql_server_shows_names_that_this_process_knows_in_full() -> None:
     """And of all others the first 32 characters; the key is what people read of it."""
     look = MSSQLView().look(Asked(MSSQL_ROWS), None, lambda: [LONG])
-    holder, waiter, reader = look.sights
-    assert (holder.name, holder.key, holder.session, holder.dies_with) == (LONG, "app:orders:42", 51, 1)
+    holder, waiter, reader = look.rows
+    assert (holder.name, holder.key, holder.session, holder.other_locks) == (LONG, "app:orders:42", 51, 1)
     assert (waiter.granted, waiter.host, waiter.since is not None) == (False, "host2", True)
     assert (reader.name, reader.shared) == ("with ] bracket", True)
-    assert len(MSSQLView().look(Asked(MSSQL_ROWS), LONG, list).sights) == 2
+    assert len(MSSQLView().look(Asked(MSSQL_ROWS), LONG, list).rows) == 2
+
+
+EU, US = "nightly-report:department-of-finance:eu", "nightly-report:department-of-finance:us"
+
+
+def _description(name: str, session: int, hashed: str, principal: int = 0) -> tuple[Any, ...]:
+    return (f"{principal}:[{name[:32]}]:({hashed})", "X", "GRANT", session, "web", "host1", "dlock", 90, 60)
+
+
+def test_sql_server_never_takes_a_key_for_another_with_the_same_first_characters() -> None:
+    """The server shows no more of them, but knows whether exactly this name is held."""
+    view, us = MSSQLView(), [_description(US, 52, "0b")]
+    assert view.look(Asked(us, held=[US]), EU, list) == ([], "")
+    (row,) = view.look(Asked(us, held=[US]), US, list).rows
+    assert (row.name, row.session) == (US, 52)
+    (listed,) = view.look(Asked(us, held=[US]), None, lambda: [EU, US]).rows
+    assert listed.name == US
+    (unknown,) = view.look(Asked(us, held=[US]), None, lambda: [EU]).rows
+    assert (unknown.name, unknown.key) == (us[0][0], f"{US[:32]}…")
+    (again,) = view.look(Asked(us, held=[US]), str(unknown.name), list).rows
+    assert (again.name, again.session, again.key) == (unknown.name, unknown.session, unknown.key)
+
+
+def test_sql_server_says_when_it_cannot_tell_two_locks_apart() -> None:
+    """Both are held: which description belongs to which name is not known, so neither is ended."""
+    both = [_description(EU, 51, "0a"), _description(US, 52, "0b")]
+    look = MSSQLView().look(Asked(both, held=[EU, US]), EU, list)
+    assert {row.session for row in look.rows} == {51, 52}
+    assert EU not in {row.name for row in look.rows}
+    assert "first 32 characters" in look.missing
+    for row in look.rows:
+        (found,) = MSSQLView().look(Asked(both, held=[EU, US]), str(row.name), list).rows
+        assert (found.name, found.session) == (row.name, row.session)
+
+
+def test_sql_server_s_locks_of_other_principals_are_other_locks() -> None:
+    """Our own are those of the principal "public"."""
+    dbo = [_description("k", 51, "0a", principal=1)]
+    assert MSSQLView().look(Asked(dbo), "k", list).rows == []
+    (row,) = MSSQLView().look(Asked(dbo), None, lambda: ["k"]).rows
+    assert row.name == "1:[k]:(0a)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "held", "error", "says"),
+    [
+        ([_description(EU, 51, "0a"), _description(US, 52, "0b")], [EU, US], NotPermittedError, "first 32 characters"),
+        ([_description(US, 52, "0b")], [US], None, ""),
+        (_failed(300, MSSQLScene.failure), [EU], NotPermittedError, "VIEW SERVER STATE"),
+    ],
+    ids=["alike", "another", "hidden"],
+)
+def test_terminating_never_ends_a_session_that_is_perhaps_another_s(
+    rows: Any, held: list[str], error: type[Exception] | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses what the server does not show, and ends no session when the lock is free."""
+    asked = Asked(rows, held=held)
+
+    @contextmanager
+    def asking(_: Inspector) -> Iterator[Run]:
+        yield asked
+
+    monkeypatch.setattr(Inspector, "_asking", asking)
+    info = LockInfo(
+        **{field.name: None for field in fields(LockInfo)} | {"actual_key": EU, "session": 51}  # type: ignore[arg-type]
+    )
+    with LockProvider(MSSQLScene().engine()) as locks:
+        if error is None:
+            assert locks.terminate(info) is False
+        else:
+            with pytest.raises(error, match=says):
+                locks.terminate(info)
+    assert not any("session" in values for values in asked.values), "KILL"
 
 
 def test_oracle_shows_numbers_and_modes() -> None:
     """A holder has a mode, a waiter asks for one."""
-    holder, waiter, reader = OracleView().look(Asked(ORACLE_ROWS), None, list).sights
+    holder, waiter, reader = OracleView().look(Asked(ORACLE_ROWS), None, list).rows
     assert (holder.name, holder.granted, holder.shared, holder.session) == (7, True, False, "101,9,@1")
     assert (waiter.granted, waiter.shared) == (False, True)
-    assert (reader.name, reader.dies_with) == (8, 1)
+    assert (reader.name, reader.other_locks) == (8, 1)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +155,14 @@ def test_oracle_shows_numbers_and_modes() -> None:
     [
         (MSSQLView(), _failed(300, MSSQLScene.failure), "VIEW SERVER STATE"),
         (MSSQLView(), _failed(208, MSSQLScene.failure), "sys.dm_tran_locks"),
+        (MSSQLView(), _failed(33557097, MSSQLScene.failure), "33557097"),
         (OracleView(), _failed(942, OracleScene.failure), "GV_.LOCK"),
     ],
 )
-def test_who_may_not_look_is_told_the_right(view: Any, error: Exception, says: str) -> None:
+def test_a_user_that_may_not_look_learns_the_right(view: Any, error: Exception, says: str) -> None:
     """Nothing is shown, and why."""
     look = view.look(Asked(error), None, list)
-    assert look.sights == []
+    assert look.rows == []
     assert says.replace(".", "") in look.missing.replace("$", "").replace(".", "")
 
 
@@ -89,13 +171,16 @@ def test_who_may_not_look_is_told_the_right(view: Any, error: Exception, says: s
 )
 def test_only_a_session_that_still_holds_is_ended(view: Any, rows: list[Any], name: Any) -> None:
     """By a number or text that was checked, since neither statement takes a bind there."""
-    sight = view.look(Asked(rows), name, list).sights[0]
+    row = view.look(Asked(rows), name, list).rows[0]
     asked = Asked(rows, [])
-    view.end(asked, sight)
+    assert view.end(asked, row, alone=False)
     assert asked.values[-1] in ({"session": 51}, {"victim": "101,9,@1"})
     free = Asked(rows[1:2])
-    view.end(free, sight)
+    assert view.end(free, row, alone=False)
     assert len(free.values) == 1
+    busy = Asked(rows)
+    assert not view.end(busy, row, alone=True), "it holds another lock by now"
+    assert len(busy.values) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,14 +191,14 @@ def test_only_a_session_that_still_holds_is_ended(view: Any, rows: list[Any], na
     ],
     ids=["mssql", "oracle"],
 )
-def test_who_may_not_end_a_session_is_told_the_right(
+def test_a_user_that_may_not_end_a_session_learns_the_right(
     view: Any, rows: list[Any], name: Any, denied: int, gone: int, make: Callable[[int], Exception]
 ) -> None:
     """And one that has just ended by itself is no error."""
-    sight = view.look(Asked(rows), name, list).sights[0]
+    row = view.look(Asked(rows), name, list).rows[0]
     with pytest.raises(NotPermittedError, match="GRANT"):
-        view.end(Asked(rows, _failed(denied, make)), sight)
-    view.end(Asked(rows, _failed(gone, make)), sight)
+        view.end(Asked(rows, _failed(denied, make)), row, alone=False)
+    assert view.end(Asked(rows, _failed(gone, make)), row, alone=False)
 
 
 @pytest.mark.parametrize(
@@ -137,5 +222,5 @@ def test_the_findings_tell_version_and_rights(view: Any, missing: Exception, say
 def test_the_statements_compile_on_their_dialect(module: Any) -> None:
     """Without a bind that had to be renamed."""
     dialect = (MSSQLScene() if module is mssql_view else OracleScene()).engine().dialect
-    for statement in (module.LOOK, module.CHECK, module.END):
+    for statement in (module.LOOK, module.CHECK, module.END, *([module.FREE] if module is mssql_view else [])):
         assert not statement.compile(dialect=dialect).escaped_bind_names

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from dlock_core import (
     AsyncLock,
     AsyncLockProvider,
-    AsyncSadLock,
     Finding,
     Lock,
     LockAcquired,
@@ -22,12 +21,12 @@ from dlock_core import (
     LockReleased,
     LockTimeoutError,
     LockWaiter,
-    SadLock,
     create_async_sadlock,
     create_sadlock,
     run_locked,
 )
-from dlock_core.testing import MemoryDatabase, hold
+from dlock_core.contrib.testing import MemoryDatabase, hold
+from dlock_core.sadlock import AsyncSadLock, SadLock
 
 locks = LockProvider(create_engine("sqlite://"), on_lost=lambda lock: print(lock.key))
 LockProvider("sqlite://", lease="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -121,7 +120,7 @@ async def an_async_sadlock_too(session: AsyncSession) -> None:
 
 
 def doubles_for_tests(given: Any) -> None:
-    """The database in memory, and somebody else who holds."""
+    """The database in memory, and another holder."""
     with MemoryDatabase() as database, database.held("key") as held, hold(database.provider(), given) as other:
         assert_type(database.provider(), LockProvider)
         assert_type(held, Lock)

@@ -1,4 +1,4 @@
-"""A server of locks in this process, whose sessions tell on those who misuse them."""
+"""A server of locks in this process, whose sessions report their misuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+from sqlalchemy.exc import DBAPIError
+
 from dlock_core import LockConnectionError
+
+
+def cancelled() -> DBAPIError:
+    """Make the error of a statement that another session cancelled at the server."""
+    return DBAPIError("SELECT", {}, Exception("canceling statement due to user request"))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -27,6 +35,7 @@ class FakeSession:
         self.waits = False
         self.cut = False
         self.ended = self.silent = False
+        self.waiter: object = None
         self.parked = False
         self._in_use = threading.Lock()
 
@@ -47,6 +56,8 @@ class FakeSession:
 
     def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:
         with self._statement():
+            if self.server.refusal is not None:
+                raise self.server.refusal
             self.fresh = False
             if name in self.held:
                 self.server.mistakes.append(f"{name} is asked for on the session that holds it")
@@ -56,15 +67,26 @@ class FakeSession:
             finally:
                 self.waits = False
             self._check()
+            if self.server.cancels_before_grant:
+                raise cancelled()
             if free:
                 self.server.holders.setdefault(name, {})[self] = shared
+            if self.server.cancels_after_grant:
+                raise cancelled()
             return free
 
     def release(self, name: str, *, shared: bool) -> bool:
         with self._statement():
             held = self.server.holders.get(name, {}).pop(self, None) is shared
             self.server.changed.notify_all()
+            if self.server.unlocks_to_fail:
+                self.server.unlocks_to_fail -= 1
+                raise cancelled()
             return held
+
+    def holds(self, name: str, *, shared: bool) -> bool:
+        with self._statement():
+            return self.server.holders.get(name, {}).get(self) is shared
 
     def next_token(self, name: str) -> int:
         with self._statement():
@@ -89,8 +111,8 @@ class FakeSession:
         self.ended = True
         self.hang_up()
 
-    def interrupt(self) -> None:
-        if self.waits:
+    def interrupt(self, waiter: object = None) -> None:
+        if self.waits and waiter in (None, self.waiter):
             self.hang_up()
 
     def park(self) -> None:
@@ -111,6 +133,9 @@ class FakeServer:
         self.sessions: list[FakeSession] = []
         self.mistakes: list[str] = []
         self.tokens = 0
+        self.cancels_before_grant = self.cancels_after_grant = False
+        self.unlocks_to_fail = 0
+        self.refusal: BaseException | None = None
 
     def open(self) -> FakeSession:
         """Open a session."""
@@ -119,8 +144,31 @@ class FakeServer:
         return session
 
     def admits(self, name: str, shared: bool) -> bool:
-        """Tell whether a lock is free for one who comes now."""
+        """Tell whether a lock is free for one that comes now."""
         return all(shared and held_shared for held_shared in self.holders.get(name, {}).values())
+
+    def answers(self, ask: Callable[[], object], *, granted: bool, unlocks: int) -> None:
+        """Let an ask end in an error that is an answer, and so many unlocks after it."""
+        self.cancels_before_grant, self.cancels_after_grant = not granted, granted
+        try:
+            with self.failing_unlocks(unlocks), pytest.raises(DBAPIError):
+                ask()
+        finally:
+            self.cancels_before_grant = self.cancels_after_grant = False
+
+    @contextmanager
+    def failing_unlocks(self, number: int) -> Iterator[None]:
+        """Answer so many unlocks with an error, which do their work all the same."""
+        self.unlocks_to_fail = number
+        yield
+        self.unlocks_to_fail = 0
+
+    @contextmanager
+    def refusing(self, error: BaseException) -> Iterator[None]:
+        """Answer every question with this error."""
+        self.refusal = error
+        yield
+        self.refusal = None
 
     @property
     def living(self) -> list[FakeSession]:

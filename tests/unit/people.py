@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, cast
 
-from dlock_core.contexts import Blocking
-from dlock_core.entries import Entries
-from dlock_core.tickets import State, Ticket
+from dlock_core.coordination.contexts import Context
+from dlock_core.coordination.state import Entries, Request, State, Ticket
 
 if TYPE_CHECKING:
+    from dlock_core.coordination.policy import Policy
     from dlock_core.dialects.base import Session
-    from dlock_core.timeouts import Deadline
+    from dlock_core.sessions.timeouts import Deadline
 
 
 class RecordingLatch:
@@ -29,21 +29,21 @@ class RecordingLatch:
         raise AssertionError("the bookkeeping itself must never wait")
 
 
-class Person(Blocking):
-    """A thread, or with `inside` a task that lives in the thread of somebody else.
+class Person(Context):
+    """A thread, or with `inside` a task that lives in the thread of another.
 
     Args:
         name: For the messages of failed tests.
         inside: The person in whose thread this one is a task.
-        home: The part of the process whose sessions this one can use.
+        policy: The part of the process whose sessions this one can use.
     """
 
-    def __init__(self, name: str, *, inside: Person | None = None, home: str = "here") -> None:
+    def __init__(self, name: str, *, inside: Person | None = None, policy: str = "here") -> None:
         self.name = name
-        self.home = home
+        self.policy = policy
         self.gone = False
-        self.thread: threading.Thread = inside.thread if inside else threading.Thread(name=name)
-        self.identity: object = self if inside else self.thread
+        self.lives_in: threading.Thread = inside.lives_in if inside else threading.Thread(name=name)
+        self.identity: object = self if inside else self.lives_in
 
     def __repr__(self) -> str:
         return self.name
@@ -51,13 +51,16 @@ class Person(Blocking):
     def owner(self) -> object:
         return self.identity
 
+    def thread(self) -> threading.Thread:
+        return self.lives_in
+
     def latch(self) -> RecordingLatch:
         return RecordingLatch(self)
 
     def ticket(self, key: str, *, shared: bool = False, once: bool = False, alone: bool = False) -> Ticket:
         """Make a ticket, as if it were made in this person's thread."""
-        ticket = Ticket(key, self, shared=shared, once=once, home=self.home, alone=alone)
-        ticket.thread = self.thread
+        ticket = Ticket(Request(key, key, key, shared, alone), self, 0 if once else None)
+        ticket.policy = cast("Policy", self.policy)
         return ticket
 
     def ask(
@@ -65,7 +68,7 @@ class Person(Blocking):
     ) -> Ticket:
         """Ask for a key; a single try that fails at once is GONE."""
         ticket = self.ticket(key, shared=shared, once=once, alone=alone)
-        entered = entries.ask(key, ticket, self)
+        entered = entries.ask(ticket)
         assert entered == (ticket.state is not State.GONE)
         return ticket
 
@@ -95,7 +98,7 @@ def session() -> Session:
 
 
 def hang_up(session: Session | None) -> None:
-    """End a session at the server; nobody has been told yet."""
+    """End a session at the server; the loss is not reported yet."""
     cast("BareSession", session).lives = False
 
 

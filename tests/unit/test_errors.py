@@ -80,7 +80,7 @@ def test_an_error_has_the_bases_that_are_drawn(kind: type[LockError]) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_error_tells_its_key_and_what_else_it_knows(kind: type[LockError]) -> None:
-    """All by name and none required: whoever catches it need not read the message."""
+    """All by name and none required: code that catches it need not read the message."""
     known = {"key": ("orders", 42), "colour": "red", **OWN_ATTRIBUTES.get(kind, {})}
     assert {name: value for name, value in vars(error_of(kind)).items() if name != "__notes__"} == known
     unknown = {name: value for name, value in vars(kind("no")).items() if value not in (None, ())}

@@ -10,12 +10,11 @@ import sqlalchemy as sa
 
 from dlock_core import LockConnectionError, LockProvider
 
-# Nobody listens there.
+# Nothing listens there.
 NOBODY = "127.0.0.1:1/app"
 QUESTIONS: dict[str, Callable[[LockProvider], Any]] = {
     "acquire": lambda locks: locks.lock("k").acquire(timeout=1),
     "inspect": lambda locks: locks.inspect("k"),
-    "remember": lambda locks: locks.remember("k"),
 }
 every_question = pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
 
@@ -51,7 +50,7 @@ def test_what_a_creator_raises_is_the_same_error(ask: Callable[[LockProvider], A
 
 @every_question
 def test_what_a_creator_asserts_goes_through(ask: Callable[[LockProvider], Any]) -> None:
-    """It is no failure of the database: Django's tests refuse so what they were not told of."""
+    """It is no failure of the database: Django's tests refuse so what they do not know."""
     engine = _engine(AssertionError("not in this test"))
     with LockProvider(engine) as locks, pytest.raises(AssertionError, match="not in this test"):
         ask(locks)

@@ -22,7 +22,20 @@ from sqlalchemy_dlock.lock.postgresql import PostgresqlSadLockMixin
 
 from dlock_core import LockKeyError, LockKeyRangeError, LockKeyTypeError, LockProvider
 from dlock_core.errors import shown
-from dlock_core.keys import check_key, check_prefix, file_name, int64, label, mssql_name, mysql_name, oracle_id
+from dlock_core.keys import (
+    check_key,
+    check_prefix,
+    dump_key,
+    file_name,
+    int64,
+    label,
+    load_key,
+    mssql_name,
+    mysql_name,
+    oracle_id,
+    readings,
+)
+from tests.ids import stable
 
 from .key_vectors import KEYS, PREFIXES, VECTORS, compute, from_json, to_json
 
@@ -168,6 +181,13 @@ def test_an_unprefixed_int_is_sqlalchemy_dlock_s_lock_on_sql_server_and_oracle(k
 
 
 @pytest.mark.skipif(sys.byteorder == "big", reason="sqlalchemy-dlock uses the host's byte order, we little-endian")
+def test_no_key_that_users_choose_is_another_s_hashed_name_on_sql_server() -> None:
+    """A user that may choose keys could take another application's lock otherwise."""
+    name = mssql_name("billing", "invoice:7")
+    assert mssql_name("", name) not in (name, mssql_name("", mssql_name("", name)))
+    assert mssql_name("", "deadbeef|an ordinary key") == "deadbeef|an ordinary key"
+
+
 @given(SCALARS)
 @example("ключ")
 @example(b"\xff\x00")
@@ -261,8 +281,33 @@ def test_a_label_forges_no_line_and_no_terminal_code(prefix: str, key: Any) -> N
     assert not {c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}}
 
 
+@given(PREFIX, KEY)
+def test_a_key_can_be_written_down_and_read(prefix: str, key: Any) -> None:
+    """Of each type, with its prefix, in ASCII."""
+    text = dump_key(prefix, key)
+    assert text.isascii()
+    assert load_key(text) == (prefix, key)
+    assert type(load_key(text)[1]) is type(key)
+
+
+@pytest.mark.parametrize("text", ["", "{", "1", "[]", '["a"]', '["", null]', '["", {}]', '["", [[1]]]', '[1, "a"]'])
+def test_what_is_no_key_is_not_read(text: str) -> None:
+    """A table may hold anything."""
+    with pytest.raises((ValueError, TypeError)):
+        load_key(text)
+
+
+@pytest.mark.parametrize("prefix", ["", "shop", "shop:eu"])
+@pytest.mark.parametrize("key", ["a", "a:b", "7", 7, ("a", 7), ("a:b", "7"), (-1,), ("7", 7, "x")], ids=str)
+def test_a_key_is_among_the_readings_of_its_label(prefix: str, key: Any) -> None:
+    """And its number tells it from the others."""
+    alike = [one for one in readings(label(prefix, key)) if int64(*one) == int64(prefix, key)]
+    assert (prefix, key) in alike
+    assert set(alike) == {(prefix, key)}
+
+
 class Text(str):
-    """A str of somebody's own, which prints as something else."""
+    """A str subclass of a user, which prints as something else."""
 
     __slots__ = ()
 
@@ -283,7 +328,7 @@ class Level(IntEnum):
 
 
 class Pair(NamedTuple):
-    """A tuple of somebody's own."""
+    """A tuple subclass of a user."""
 
     kind: str
     number: int
@@ -292,7 +337,7 @@ class Pair(NamedTuple):
 @pytest.mark.parametrize(
     ("given_key", "plain"),
     [(Text("orders"), "orders"), (Level.HIGH, 3), (Pair("order", 42), ("order", 42)), (("a", Level.HIGH), ("a", 3))],
-    ids=repr,
+    ids=stable,
 )
 def test_a_key_of_a_subclass_becomes_the_plain_value(given_key: Any, plain: Any) -> None:
     """Two processes agree even if only one of them knows the class."""
@@ -338,7 +383,7 @@ REFUSED: list[tuple[Any, type[LockKeyError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "error"), REFUSED, ids=lambda value: shown(value)[:30])
+@pytest.mark.parametrize(("key", "error"), REFUSED, ids=lambda value: stable(value)[:30])
 def test_a_refusal_names_the_key_in_one_short_line(key: Any, error: type[LockKeyError]) -> None:
     """The error's class tells the kind of mistake, its message the key, its attribute the whole key."""
     with pytest.raises(LockKeyError) as caught:
@@ -385,7 +430,7 @@ def test_a_refused_object_cannot_forge_a_second_line() -> None:
 
 
 def test_a_refused_template_is_named_in_one_short_line() -> None:
-    """The decorator cuts a long key as everybody else does."""
+    """The decorator cuts a long key as all others do."""
 
     def work() -> None:
         """Do nothing."""

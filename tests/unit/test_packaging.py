@@ -18,13 +18,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # built once, by pip, which needs its index
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("dlock_celery", "dlock_core", "dlock_django", "dlock_flask")
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the sources: a build leaves its traces, and somebody may be editing the originals."""
+    """Copy the sources: a build leaves its traces, and another may be editing the originals."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -51,12 +53,12 @@ def written(wheel: zipfile.ZipFile, name: str) -> str:
 
 
 def test_the_wheel_has_the_four_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """No tests of ours, no benchmarks, no stray folder that would land in everybody's site-packages."""
+    """No tests of ours, no benchmarks, no stray folder that would land in every site-packages."""
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     for_users = {
-        "dlock_core/testing.py",
-        "dlock_core/pytest_plugin.py",
+        "dlock_core/contrib/testing.py",
+        "dlock_core/contrib/pytest_plugin.py",
         "dlock_django/pytest_plugin.py",
         "dlock_django/test.py",
     }
@@ -88,7 +90,7 @@ def test_the_wheel_installs_the_dlock_command(wheel: zipfile.ZipFile) -> None:
     module, _, function = parser["console_scripts"]["dlock"].partition(":")
     assert f"{module.replace('.', '/')}/__init__.py" in wheel.namelist()
     assert callable(getattr(importlib.import_module(module), function))
-    assert dict(parser["pytest11"]) == {"dlock": "dlock_core.pytest_plugin"}
+    assert dict(parser["pytest11"]) == {"dlock": "dlock_core.contrib.pytest_plugin"}
 
 
 def test_the_wheel_needs_sqlalchemy_and_nothing_else(wheel: zipfile.ZipFile) -> None:

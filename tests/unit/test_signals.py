@@ -1,4 +1,4 @@
-"""What a signal handler raised is told from what the interrupted code raised."""
+"""What a signal handler raised is distinguished from what the interrupted code raised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dlock_core.signals import from_handler
+from dlock_core.dialects.failures import from_handler
 
 
 def _raise(*_: object) -> None:

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dlock_core import DeadlockError, LockProvider
-from dlock_core.opentelemetry import OpenTelemetryListener
-from dlock_core.prometheus import PrometheusListener
+from dlock_core.contrib.opentelemetry import OpenTelemetryListener
+from dlock_core.contrib.prometheus import PrometheusListener
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def use(locks: LockProvider) -> None:
     """Take a lock, be refused one, and run into an error."""
     with locks.lock("k") as lock:
         lock.disown()
-        assert not locks.lock("k").acquire(timeout=0.01)
+        assert not locks.lock("k").acquire(timeout=0.2)
     with locks.lock("own"), pytest.raises(DeadlockError):
         locks.lock("own").acquire()
 
@@ -93,7 +93,7 @@ def test_opentelemetry_gets_a_span_for_each_wait_within_the_caller_s(locks: Lock
     assert [span.status.is_ok for span in spans] == [True, True, True, False]
     waited = spans[1]
     assert (waited.attributes or {})["dlock.key"] == "k"
-    assert (waited.end_time or 0) - (waited.start_time or 0) >= 9_000_000
+    assert (waited.end_time or 0) - (waited.start_time or 0) >= 180_000_000
 
 
 def test_opentelemetry_gets_metrics_by_the_conventions(locks: LockProvider) -> None:

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlock_core import LockConnectionError, LockLostError, LockProvider, LockStateError
-from dlock_core.testing import MemoryDatabase, hold
+from dlock_core.contrib.testing import MemoryDatabase, hold
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_providers_of_one_database_exclude_each_other(database: MemoryDatabase) 
     lock.release()
 
 
-def test_somebody_else_holds_for_a_while(database: MemoryDatabase) -> None:
+def test_another_holds_for_a_while(database: MemoryDatabase) -> None:
     """Under a prefix, exclusively or shared."""
     locks = database.provider(prefix="shop")
     with database.held("k", prefix="shop"):
@@ -43,20 +43,20 @@ def test_somebody_else_holds_for_a_while(database: MemoryDatabase) -> None:
     with (
         database.held("k", prefix="shop", shared=True),
         locks.lock("k", shared=True, timeout=0),
-        pytest.raises(LockStateError, match="somebody else holds it already"),
+        pytest.raises(LockStateError, match="it is held already"),
     ):
         held.__enter__()
 
 
 def test_a_loss_is_noticed_by_its_holder(database: MemoryDatabase) -> None:
     """All that a real loss does: the callback, the flags, the error at the end."""
-    told = threading.Event()
+    heard = threading.Event()
     locks = database.provider()
-    with pytest.raises(LockLostError), locks.lock("k", on_lost=lambda _: told.set()) as lock:
+    with pytest.raises(LockLostError), locks.lock("k", on_lost=lambda _: heard.set()) as lock:
         database.lose("k")
-        assert told.wait(5)
+        assert heard.wait(5)
         assert (lock.lost, lock.held) == (True, False)
-    with pytest.raises(LockStateError, match="nobody holds it"):
+    with pytest.raises(LockStateError, match="it is not held, so it cannot be lost"):
         database.lose("k")
 
 
@@ -85,7 +85,7 @@ def test_a_database_that_cannot_be_reached_is_back_later(database: MemoryDatabas
 
 
 def test_a_slow_database_is_slow(database: MemoryDatabase) -> None:
-    """Never faster than it was told to be."""
+    """Never faster than it was asked to be."""
     locks = database.provider()
     database.delay(0.05)
     started = time.monotonic()

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlock_core import timeouts
-from dlock_core.timeouts import Deadline, parse_timeout
+from dlock_core.sessions import timeouts
+from dlock_core.sessions.timeouts import Deadline, parse_timeout
+from tests.ids import stable
 
 
 class Clock:
@@ -45,20 +46,20 @@ def test_none_and_infinity_wait_for_ever(value: float | None) -> None:
     assert parse_timeout(value) is None
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -0.0, Fraction(0)], ids=repr)
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, Fraction(0)], ids=stable)
 def test_every_zero_is_one_try(value: Any) -> None:
-    """Whoever asks `timeout == 0` sees it."""
+    """A test for `timeout == 0` sees it."""
     assert parse_timeout(value) == 0
 
 
 @pytest.mark.parametrize(
     "value",
     [-1, -0.001, -5e-324, -math.inf, math.nan, True, False, "5", b"5", Decimal(5), 5j, [5], object()],
-    ids=repr,
+    ids=stable,
 )
 def test_what_is_no_number_of_seconds_is_refused(value: Any) -> None:
     """The message shows the value and what to give instead."""
-    with pytest.raises(ValueError, match=r"None \(wait for ever\), 0 \(one try\)") as caught:
+    with pytest.raises(ValueError, match=r"None \(wait without limit\), 0 \(one try\)") as caught:
         parse_timeout(value)
     assert f"timeout={value!r}" in str(caught.value)
 

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
+from typing import Any
 
 import pytest
 
-from dlock_core.sockets import Peer, duplicate_socket, hang_ups
-from dlock_core.watch import Watch, clock
+from dlock_core import LockConnectionError
+from dlock_core.sessions.sockets import Peer, duplicate_socket, keep_alive
+from dlock_core.sessions.watch import PATIENCE, Watch, clock
 
 from .fake_server import until
 
@@ -30,16 +32,20 @@ class Session:
         self.locks = 1
         self.proof = clock()
         self.due = inf
-        self.silent = False
-        self.watched = self.ended = False
-        self.loop_closed = self.waiting = False
+        self.silent = self.ended = False
+        self.loop_closed = self.waiting = self.lease_is_over = False
         self.beats = 0
+        self.in_loop = False
+        self.loops_calls: list[Callable[[], None]] = []
 
     def hung_up(self) -> bool:
-        return self._peer.hung_up()
+        return self.loop_closed or self._peer.hung_up()
 
-    def stranded(self) -> bool:
-        return self.loop_closed
+    def stirs(self) -> bool:
+        return self._peer.stirs()
+
+    def expired(self) -> bool:
+        return self.lease_is_over
 
     def waits(self) -> bool:
         return self.waiting
@@ -47,26 +53,36 @@ class Session:
     def beat(self) -> None:
         self.beats += 1
 
+    def call_reader(self, function: Callable[[], None]) -> None:
+        if self.in_loop:
+            self.loops_calls.append(function)
+        else:
+            function()
+
+    def park(self) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         assert self.socket is not None
         self.socket.close()
         self.server.close()
 
 
-class Manager:
-    """Is told."""
+class Coordinator:
+    """Hears of dead sessions, and ends them."""
 
     def __init__(self) -> None:
-        self.dead: list[object] = []
+        self.dead: list[Session] = []
 
-    def end(self, session: object) -> None:
+    def end(self, session: Any) -> None:
         self.dead.append(session)
+        session.ended = True
 
 
 @pytest.fixture
-def manager() -> Manager:
-    """Who is told of dead sessions."""
-    return Manager()
+def coordinator() -> Coordinator:
+    """What hears of dead sessions."""
+    return Coordinator()
 
 
 @pytest.fixture
@@ -77,40 +93,50 @@ def session() -> Iterator[Session]:
     session.close()
 
 
-def threads() -> list[str]:
-    """Return the names of the watches' threads."""
-    return [thread.name for thread in threading.enumerate() if thread.name == "dlock-watch"]
+_others: set[threading.Thread] = set()
 
 
-def test_a_hang_up_is_told_at_once_and_once(manager: Manager, session: Session) -> None:
-    """Data before it is no matter: nobody reads it here."""
-    watch = Watch(manager.end, heartbeat=None, lease=None)
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Know the watches of other tests in this process, whose providers may still be open."""
+    _others.clear()
+    _others.update(threading.enumerate())
+
+
+def threads() -> list[threading.Thread]:
+    """Return the threads of this test's watches."""
+    return [each for each in threading.enumerate() if each.name == "dlock-watch" and each not in _others]
+
+
+def test_a_hang_up_is_reported_at_once_and_once(coordinator: Coordinator, session: Session) -> None:
+    """Data before it is no matter: it is not read here."""
+    watch = Watch(coordinator.end, heartbeat=None, lease=None)
     watch.add(session)
     session.server.sendall(b"a notice")
     session.server.close()
-    until(lambda: manager.dead == [session])
+    until(lambda: coordinator.dead == [session])
     until(lambda: not threads())
-    assert manager.dead == [session]
-    assert not session.watched
-
-
-class Driver:
-    """A driver's connection, as far as its socket goes."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.fileno = connection.fileno
+    assert coordinator.dead == [session]
+    assert watch.sessions == []
 
 
 def test_the_system_probes_a_silent_network_after_a_minute_at_most() -> None:
-    """By the options of the driver's own socket; what the user set to less stays."""
+    """By the options of the driver's own socket; what the user set to less stays, and a copy alone changes none."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
-        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        copy = duplicate_socket(Driver(ours))
-        assert copy is not None
-        copy.close()
-        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-        assert [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [60, 5, 3]
+
+        def found() -> list[int]:
+            switch = ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            return [switch, *(ours.getsockopt(socket.IPPROTO_TCP, option) for option in options)]
+
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        original = found()
+        copy = duplicate_socket(ours.fileno())
+        assert copy is not None
+        assert found() == original
+        keep_alive(copy)
+        assert found() == [1, 60, 5, 3]
+        copy.close()
 
 
 def test_two_threads_may_ask_at_one_time(session: Session) -> None:
@@ -121,72 +147,256 @@ def test_two_threads_may_ask_at_one_time(session: Session) -> None:
         assert not any(any(each.result()) for each in asked)
 
 
-def test_a_session_that_holds_nothing_is_let_go(manager: Manager, session: Session) -> None:
-    """And the thread ends with the last one; the next lock starts another."""
-    watch = Watch(manager.end, heartbeat=0.02, lease=None)
-    watch.add(session)
+def test_a_session_is_on_the_list_until_its_end_whatever_it_does(coordinator: Coordinator, session: Session) -> None:
+    """A1, A2: it held nothing and nothing was due for many rounds; what it was granted then was not watched."""
+    watch = Watch(coordinator.end, heartbeat=0.02, lease=None)
     session.locks = 0
-    until(lambda: not session.watched)
-    until(lambda: not threads())
-    session.locks = 1
     watch.add(session)
-    assert session.watched
+    began = session.proof
+    until(lambda: clock() - began > 0.2)  # ten rounds and more
+    assert watch.sessions == [session]
     assert len(threads()) == 1
+    assert session.beats == 0
+    session.server.close()
+    until(lambda: coordinator.dead == [session])
+    until(lambda: not threads())
+
+
+def test_the_thread_ends_with_the_last_session(coordinator: Coordinator, session: Session) -> None:
+    """The next one starts another."""
+    watch = Watch(coordinator.end, heartbeat=0.02, lease=None)
+    for _ in range(2):
+        watch.add(session)
+        assert len(threads()) == 1
+        watch.remove(session)
+        until(lambda: not threads())
+    assert coordinator.dead == []
+
+
+def test_a_thread_that_could_not_be_started_is_started_for_the_next_session(
+    coordinator: Coordinator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B4: one refusal by the system left the provider without a watch indefinitely. Nothing is open unwatched."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    watch = Watch(coordinator.end, heartbeat=None, lease=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(LockConnectionError, match="can't start new thread"):
+            watch.add(session)
+    assert watch.sessions == []
+    watch.add(session)
+    session.server.close()
+    until(lambda: coordinator.dead == [session])
+
+
+def test_a_thread_whose_start_was_interrupted_leaves_the_watch_to_the_next_one(
+    coordinator: Coordinator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler may raise just after the system has started it."""
+    start = threading.Thread.start
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    watch = Watch(coordinator.end, heartbeat=0.02, lease=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            watch.add(session)
+    watch.add(session)
+    until(lambda: len(threads()) == 1)
+    session.server.close()
+    until(lambda: coordinator.dead == [session])
+    until(lambda: not threads())
+
+
+def test_the_collector_may_end_sessions_in_the_watchs_own_thread(coordinator: Coordinator, session: Session) -> None:
+    """B2: it waited for itself, and the collection never ended."""
+    watch, other = Watch(coordinator.end, heartbeat=0.02, lease=None), Session()
+    removed = threading.Event()
+
+    class Garbage:
+        def __del__(self) -> None:
+            watch.remove(other)
+            removed.set()
+
+    def hung_up() -> bool:
+        with watch._mutex:
+            garbage.clear()
+        return False
+
+    garbage = [Garbage()]
+    session.hung_up = hung_up  # type: ignore[method-assign]
+    for each in (session, other):
+        watch.add(each)
+    until(removed.is_set)
+    assert watch.sessions == [session]
     watch.remove(session)
     until(lambda: not threads())
-    assert manager.dead == []
+    other.close()
 
 
-def test_an_answer_that_is_overdue_ends_the_session(manager: Manager, session: Session) -> None:
+def test_an_answer_that_is_overdue_ends_the_session(coordinator: Coordinator, session: Session) -> None:
     """Also of one that holds nothing; it is watched for as long as an answer is due."""
-    watch = Watch(manager.end, heartbeat=0.02, lease=None)
+    watch = Watch(coordinator.end, heartbeat=0.02, lease=None)
     session.locks = 0
     session.due = began = clock() + 0.2
     watch.add(session)
-    until(lambda: manager.dead == [session])
+    until(lambda: coordinator.dead == [session])
     assert clock() > began
     assert session.silent
     until(lambda: not threads())
 
 
-def test_silence_brings_a_heartbeat_and_then_the_end(manager: Manager, session: Session) -> None:
-    """Neither before its time, nor while it waits for a lock, which is silence by choice."""
-    watch = Watch(manager.end, heartbeat=0.05, lease=None)
-    session.waiting = True
-    watch.add(session)
-    began = clock()
-    until(lambda: clock() - began > 0.15)
-    assert (session.beats, manager.dead) == (0, [])
-    session.proof = clock()
-    session.waiting = False
-    until(lambda: session.beats > 0)
-    assert clock() - session.proof >= 0.05
-    until(lambda: manager.dead == [session])
-    assert clock() - session.proof >= 0.1
+class Clock:
+    """A clock that a test sets, and a watch whose rounds it makes, without a thread."""
+
+    def __init__(self, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.watch = watch
+        monkeypatch.setattr("dlock_core.sessions.watch.clock", lambda: self.now)
+        monkeypatch.setattr(watch, "_start", lambda _: watch._tell_time())
+        watch._last_round = self.now
+
+    def leap(self, seconds: float) -> None:
+        """Let time pass without a round, and make one."""
+        self.now += seconds
+        self.watch.round()
+
+    def run(self, seconds: float, tick: float = 1.0) -> None:
+        """Let time pass with its rounds."""
+        end = self.now + seconds
+        while self.now < end:
+            self.leap(min(tick, end - self.now))
 
 
-def test_an_answer_puts_off_the_end(manager: Manager, session: Session) -> None:
-    """However long the lock is held."""
-    watch = Watch(manager.end, heartbeat=0.02, lease=None)
+@pytest.fixture
+def timed(coordinator: Coordinator, session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    """A watch with the default heartbeat and no lease, over a session that was heard of just now."""
+    watch = Watch(coordinator.end, heartbeat=30, lease=None)
+    clock = Clock(watch, monkeypatch)
+    session.proof = clock.now
     watch.add(session)
-    for _ in range(10):
-        beats = session.beats
-        until(lambda: session.beats > beats)  # noqa: B023
-        session.proof = clock()
-    assert manager.dead == []
+    yield clock
     watch.remove(session)
 
 
-def test_a_session_of_a_closed_loop_is_dead(manager: Manager, session: Session) -> None:
-    """Nobody can release its locks."""
+def test_silence_brings_a_heartbeat_and_an_answer_puts_off_the_next(timed: Clock, session: Session) -> None:
+    """Neither before its time, nor while it waits for a lock, which is silence by choice, nor while it is asked."""
+    timed.run(29)
+    assert session.beats == 0
+    timed.run(2)
+    assert session.beats == 1
+    session.due = timed.watch.time() + PATIENCE
+    timed.run(3)
+    assert session.beats == 1
+    for beats in range(1, 10):
+        session.due, session.proof = inf, timed.now
+        timed.run(29)
+        assert session.beats == beats
+        timed.run(2)
+        assert session.beats == beats + 1
+    session.waiting = True
+    timed.run(100)
+    assert session.beats == 10
+
+
+def test_silence_alone_ends_nothing(timed: Clock, coordinator: Coordinator, session: Session) -> None:
+    """A3: a process that was frozen, or a laptop that slept, threw away locks that the server still held."""
+    timed.leap(45)
+    assert session.beats == 1
+    timed.leap(3600)
+    timed.run(100)
+    assert coordinator.dead == []
+
+
+@pytest.mark.parametrize("in_loop", [False, True], ids=["thread", "loop"])
+def test_a_heartbeat_that_is_not_answered_ends_the_session(
+    timed: Clock, coordinator: Coordinator, session: Session, in_loop: bool
+) -> None:
+    """Within a round of its deadline."""
+    session.in_loop = in_loop
+    session.due = timed.watch.time() + PATIENCE
+    while not coordinator.dead:
+        timed.run(1)
+        while session.loops_calls:
+            session.loops_calls.pop()()
+    assert PATIENCE < timed.now - session.proof <= PATIENCE + 1
+    assert session.silent
+
+
+@pytest.mark.parametrize("sent_before", [0.01, 0.5, 5, 9.9])
+def test_what_was_under_way_when_the_process_froze_is_not_judged_at_the_thaw(
+    timed: Clock, coordinator: Coordinator, session: Session, sent_before: float
+) -> None:
+    """A3: its answer lies there, and its reader needs a moment; one that does not come is noticed all the same."""
+    session.due = timed.watch.time() + PATIENCE
+    timed.run(sent_before)
+    timed.leap(45)
+    timed.leap(0.01)  # another session's hang-up brings a round at once
+    assert coordinator.dead == []
+    timed.run(0.9, tick=0.3)
+    assert coordinator.dead == []
+    timed.run(PATIENCE + 2)
+    assert coordinator.dead == [session]
+
+
+def test_a_process_whose_every_round_is_late_still_notices_silence(
+    timed: Clock, coordinator: Coordinator, session: Session
+) -> None:
+    """Something in it keeps Python's lock for seconds, time and again: that is no freeze."""
+    session.due = timed.watch.time() + PATIENCE
+    timed.run(30, tick=3)
+    assert coordinator.dead == [session]
+
+
+def test_an_event_loop_that_is_blocked_loses_nothing(timed: Clock, coordinator: Coordinator, session: Session) -> None:
+    """A3: it reads no answer; when it goes on it gets the time to, and the silence that follows is noticed."""
+    session.in_loop = True
+    session.due = timed.watch.time() + PATIENCE
+    timed.run(45)
+    assert coordinator.dead == []
+    assert len(session.loops_calls) == 1
+    session.loops_calls.pop()()
+    timed.run(0.9, tick=0.3)
+    assert coordinator.dead == []
+    for _ in range(3):
+        timed.run(1)
+        while session.loops_calls:
+            session.loops_calls.pop()()
+    assert coordinator.dead == [session]
+
+
+def test_a_lease_that_is_over_ends_the_session_at_the_first_look(
+    timed: Clock, coordinator: Coordinator, session: Session
+) -> None:
+    """However long the process was frozen; one that holds nothing has nothing to lose."""
+    session.locks = 0
+    session.lease_is_over = True
+    timed.leap(45)
+    assert coordinator.dead == []
+    session.locks = 1
+    timed.leap(0.01)
+    assert coordinator.dead == [session]
+    assert session.silent
+
+
+def test_a_session_of_a_closed_loop_is_dead(coordinator: Coordinator, session: Session) -> None:
+    """Nothing can release its locks."""
     session.loop_closed = True
-    Watch(manager.end, heartbeat=0.02, lease=None).add(session)
-    until(lambda: manager.dead == [session] or not threads())
+    watch = Watch(coordinator.end, heartbeat=0.02, lease=None)
+    watch.add(session)
+    until(lambda: coordinator.dead == [session])
+    until(lambda: not threads())
 
 
-def test_the_watch_keeps_nothing_alive(manager: Manager) -> None:
+def test_the_watch_keeps_nothing_alive(coordinator: Coordinator) -> None:
     """A provider and its sessions may become garbage while their locks are held."""
-    watch, session = Watch(manager.end, heartbeat=0.02, lease=None), Session()
+    watch, session = Watch(coordinator.end, heartbeat=0.02, lease=None), Session()
     watch.add(session)
     references = weakref.ref(watch), weakref.ref(session)
     ends = session.socket, session.server
@@ -200,31 +410,18 @@ def test_the_watch_keeps_nothing_alive(manager: Manager) -> None:
 
 
 def test_an_error_of_one_session_does_not_end_the_watch(
-    manager: Manager, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    coordinator: Coordinator, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged, and the others are looked at all the same."""
-    watch, other = Watch(manager.end, heartbeat=0.02, lease=None), Session()
+    watch, other = Watch(coordinator.end, heartbeat=0.02, lease=None), Session()
     monkeypatch.setattr(session, "hung_up", lambda: 1 / 0)
     for each in (session, other):
         watch.add(each)
     other.server.close()
-    until(lambda: manager.dead == [other])
+    until(lambda: coordinator.dead == [other])
     until(lambda: "ZeroDivisionError" in caplog.text)  # it may look at the other first
     watch.remove(session)
     other.close()
-
-
-def test_a_socket_that_never_got_in_can_be_removed(session: Session) -> None:
-    """A session ends the same way, however far it came."""
-    assert session.socket is not None
-    waiting, descriptor = hang_ups(), session.socket.fileno()
-    waiting.remove(descriptor)
-    waiting.add(descriptor)
-    assert waiting.wait(0) == []
-    session.server.close()
-    assert waiting.wait(5) == [descriptor]
-    waiting.remove(descriptor)
-    waiting.close()
 
 
 def test_a_hang_up_is_seen_under_gevent() -> None:
@@ -232,7 +429,7 @@ def test_a_hang_up_is_seen_under_gevent() -> None:
     program = (
         "import gevent.monkey; gevent.monkey.patch_all()\n"
         "import socket\n"
-        "from dlock_core.sockets import Peer\n"
+        "from dlock_core.sessions.sockets import Peer\n"
         "ours, server = socket.socketpair()\n"
         "peer = Peer(ours)\n"
         "before = peer.hung_up()\n"

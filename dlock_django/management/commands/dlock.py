@@ -1,20 +1,20 @@
 """`manage.py dlock run KEY -- COMMAND ARGS`: any management command under a lock, unedited.
 
 The command runs in this process: whatever ends it ends the lock, and the other way round. The other
-verbs, `list`, `show`, `terminate`, `check` and `name`, are those of the command `dlock`.
+verbs, `list`, `show`, `terminate` and `check`, are those of the command `dlock`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
 from django.core.management import ManagementUtility, call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from dlock_django.commands import Screen, execute_locked
+from dlock_django.commands import Flags, Screen, add_flags, execute_locked
 from dlock_django.conf import alias_of
-from dlock_django.flags import Flags, add_flags
 from dlock_django.providers import provider
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Command"]
 
+# What Django applies to the whole process before any command runs.
+PROCESS_OPTIONS = ("--settings", "--pythonpath")
 VERBS = {
-    "list": "who holds which key, and who waits",
+    "list": "which session holds which key, and which wait",
     "show": "one key",
     "terminate": "end the session that holds a key",
     "check": "are locks safe here?",
-    "name": "the database's own name for a key",
 }
 
 
@@ -41,17 +42,28 @@ class Command(BaseCommand):
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Hand all but `run` over to the verbs of the command `dlock`."""
-        if len(argv) == 2 or argv[2] in {"run", "-h", "--help"}:  # noqa: PLR2004 - manage.py, dlock
-            super().run_from_argv(argv)
+        program, name, *words = argv
+        end = words.index("--") if "--" in words else len(words)
+        applied = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # by Django, before it came here
+        for option in PROCESS_OPTIONS:
+            applied.add_argument(option)
+        words = [*applied.parse_known_args(words[:end])[1], *words[end:]]
+        if not words or words[0] in {"run", "-h", "--help"}:
+            super().run_from_argv([program, name, *words])
         else:
-            _verbs().main(args=argv[2:], prog_name=f"{argv[0]} dlock")
+            _verbs().main(args=words, prog_name=f"{program} dlock")
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Describe the command line."""
         actions = parser.add_subparsers(dest="action", required=True)
         run = actions.add_parser("run", help="run a management command under a lock: dlock run KEY -- COMMAND ARGS")
-        run.add_argument("key", metavar="KEY", help="one for which nobody else runs at the same time")
+        run.add_argument("key", metavar="KEY", help="at most one command at a time runs under it")
         add_flags(run)
+        run.add_argument(
+            "-v", "--verbosity", type=int, choices=range(4), default=argparse.SUPPRESS, help="0 is silence"
+        )
+        for option in ("--traceback", "--no-color", "--force-color"):
+            run.add_argument(option, action="store_true", default=argparse.SUPPRESS, help="as for every command")
         for verb, text in VERBS.items():
             actions.add_parser(verb, help=f"{text}; see dlock {verb} --help", add_help=False)
         run.add_argument("words", nargs="+", metavar="-- COMMAND ARGS", help="the command, with all of its arguments")
@@ -60,6 +72,11 @@ class Command(BaseCommand):
         """Run it."""
         if words is None:
             raise CommandError(f"dlock {action} is for the command line; in code use a LockProvider")
+        for word in words:
+            if word.partition("=")[0] in PROCESS_OPTIONS:
+                raise CommandError(
+                    f"{word} comes too late behind `--`: give it before, as in dlock run {word} {key} -- …"
+                )
         flags = Flags.taken_from(options)
         execute_locked(lambda: self._run(words), key, flags, Screen(self, options))
 
@@ -78,11 +95,15 @@ class Command(BaseCommand):
 def _verbs() -> Any:
     try:
         import click
-    except ModuleNotFoundError:
-        raise SystemExit("click is missing: pip install 'dlock-suite[cli]'") from None
-    from dlock_core.cli import dlock_commands
 
-    def factory(*, database: str | None) -> LockProvider:
-        return click.get_current_context().with_resource(provider(alias_of(database)))
+        from dlock_core.cli import dlock_commands
 
-    return dlock_commands(factory, params=[click.Option(["--database"], help="An alias of DATABASES.")])
+        return dlock_commands(_lent, params=[click.Option(["--database"], help="An alias of DATABASES.")])
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name} is missing: pip install 'dlock-suite[cli]'") from None
+
+
+def _lent(*, database: str | None) -> LockProvider:
+    import click
+
+    return click.get_current_context().with_resource(provider(alias_of(database)))

@@ -7,8 +7,8 @@ from reports.celery import app
 
 @app.task
 def build_report(name: str) -> str:
-    """Build a report, unless somebody is at it."""
+    """Build a report, unless another request builds it."""
     with try_lock(f"report:{name}") as held:
         if held is None:
-            return "somebody else is at it"
+            return "this report is locked by another request"
         return build(name)

@@ -1,4 +1,4 @@
-"""`POST /reports/sales/`: the same lock as the command's; 409 while somebody builds that report."""
+"""`POST /reports/sales/`: the same lock as the command's; 409 while that report is being built."""
 
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_POST

@@ -1,7 +1,7 @@
 "use strict";
 
 // A report is "idle", "mine" (this window exports it), "done", "elsewhere" (another window does), or "refused" (it does, and
-// somebody clicked here).
+// the user clicked here).
 class Report {
   constructor(section) {
     this.section = section;

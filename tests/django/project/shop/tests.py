@@ -8,8 +8,7 @@ from django.db import connection
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 
 from dlock_core import LockTimeoutError
-from dlock_django import lock, locked_atomic, try_lock
-from dlock_django.providers import engine_of
+from dlock_django import get_engine, lock, locked_atomic, try_lock
 from dlock_django.test import assert_locked, assert_not_locked, hold_lock
 from shop.models import Stock
 
@@ -51,7 +50,7 @@ class OwnDatabase(TransactionTestCase):
 
     def test_a_lock_is_in_the_database_of_its_process(self) -> None:
         """Whatever it is called at that moment."""
-        with lock("k"), engine_of("default").connect() as ours:
+        with lock("k"), get_engine("default").connect() as ours:
             found = ours.exec_driver_sql(QUESTIONS[connection.vendor]).all()
         with connection.cursor() as django:
             django.execute(QUESTIONS[connection.vendor])

@@ -9,12 +9,12 @@ from dlock_django import LockedCommandMixin
 
 
 class Command(LockedCommandMixin, BaseCommand):
-    """Remove old drafts from this machine's disk; who comes second has nothing to do."""
+    """Remove old drafts from this machine's disk; a second run has nothing to do."""
 
     help = __doc__
     lock_by_default = True
     lock_database = "machine"
-    lock_skip = True
+    lock_on_conflict = "skip"
 
     def handle(self, **_: Any) -> str:
         """Remove them."""

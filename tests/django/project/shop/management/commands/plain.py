@@ -1,4 +1,4 @@
-"""A command of somebody else, who knows nothing of locks."""
+"""A command of another author, which knows nothing of locks."""
 
 from __future__ import annotations
 

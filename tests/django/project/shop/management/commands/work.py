@@ -101,7 +101,7 @@ def _another(_: Command) -> None:
 
 
 def _alone(command: Command) -> None:
-    """Fail if another process that lives is inside; stay until told to go."""
+    """Fail if another process that lives is inside; stay until asked to go."""
     assert command.log is not None
     marker = command.log.with_suffix(".inside")
     if marker.is_symlink():

@@ -1,0 +1,1 @@
+"""What connects dlock with other tools: metrics, traces, tests."""

@@ -1,0 +1,1 @@
+"""What of this process goes to the server: the queue in memory, and how threads and tasks wait."""

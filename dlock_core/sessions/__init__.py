@@ -1,0 +1,1 @@
+"""The connection on which locks live: opened, watched, lent and ended."""

@@ -1,0 +1,40 @@
+"""Where the time of a run goes: the slowest tests, and the sum of each folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+__all__ = ["Record"]
+
+SLOWEST = 30
+
+
+class Record:
+    """Sums up what the tests took, setup and teardown included."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add one phase of a test."""
+        self._seconds[report.nodeid] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Show the figures, when there are enough tests for them to mean something."""
+        if len(self._seconds) <= SLOWEST:
+            return
+        terminalreporter.write_sep("=", f"slowest {SLOWEST} tests, seconds")
+        for name, seconds in sorted(self._seconds.items(), key=lambda pair: -pair[1])[:SLOWEST]:
+            terminalreporter.write_line(f"{seconds:8.2f}  {name}")
+        terminalreporter.write_sep("=", "folders: seconds of all workers together, tests")
+        for folder, tests in sorted(self._folders().items(), key=lambda pair: -sum(pair[1])):
+            terminalreporter.write_line(f"{sum(tests):8.1f}  {len(tests):5}  {folder}")
+
+    def _folders(self) -> dict[str, list[float]]:
+        folders: dict[str, list[float]] = defaultdict(list)
+        for name, seconds in self._seconds.items():
+            folders[name.partition("::")[0].rpartition("/")[0]].append(seconds)
+        return folders

@@ -1,0 +1,314 @@
+"""Defects that the core once had, or could have, put back by a change of its source: the simulator must find each.
+
+An edit whose old text is not there once is an error, so that the table follows the core.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .core import Edit
+
+__all__ = ["MUTANTS", "OPEN", "Mutant"]
+
+LOCK, STATE, POLICY = "lock.py", "coordination/state.py", "coordination/policy.py"
+COORDINATOR, EVENTS, MAIN = "coordination/coordinator.py", "coordination/events.py", "coordination/main_thread.py"
+SESSION, WATCH, WAITS, POOL = "sessions/session.py", "sessions/watch.py", "sessions/timeouts.py", "sessions/pool.py"
+
+
+class Mutant(NamedTuple):
+    """One defect: what it is, how to make it, and whether only a switch between two lines shows it."""
+
+    what: str
+    edits: tuple[Edit, ...]
+    lines: bool = False
+
+
+def _mutant(what: str, *edits: tuple[str, str, str], lines: bool = False) -> Mutant:
+    return Mutant(what, tuple(Edit(*edit) for edit in edits), lines)
+
+
+_WATCH_AGAIN = (
+    SESSION,
+    "            if watch is not None:\n                wait =",
+    "            if watch is not None:\n                watch.add(self)\n                wait =",
+)
+
+MUTANTS: dict[str, Mutant] = {
+    "A1": _mutant(
+        "the watch lets go of a session during a wait without a timeout",
+        _WATCH_AGAIN,
+        (
+            WATCH,
+            "        if session.ended:\n",
+            "        if session.ended or not (session.locks or session.due < inf):\n",
+        ),
+    ),
+    "A2": _mutant(
+        "the watch lets go of a session between the answer and the count of its locks",
+        _WATCH_AGAIN,
+        (
+            WATCH,
+            "        if session.ended:\n",
+            "        if session.ended or not (session.locks or session.due < inf or session.waits()):\n",
+        ),
+        lines=True,
+    ),
+    "B1": _mutant(
+        "the main thread, where signals arrive, does the work of its locks itself",
+        (
+            LOCK,
+            "        if not in_main_thread():\n            return self._acquire(BLOCKING, seconds)\n",
+            "        if True:\n            return self._acquire(BLOCKING, seconds)\n",
+        ),
+        (
+            LOCK,
+            "        if in_main_thread():\n            ticket = self._ticket\n",
+            "        if False:\n            ticket = self._ticket\n",
+        ),
+    ),
+    "B4": _mutant(
+        "a watch whose thread could not be started once never runs",
+        (
+            WATCH,
+            "        try:\n            thread.start()\n",
+            "        self._thread = thread\n        try:\n            thread.start()\n",
+        ),
+        (WATCH, "if self._thread is None or not self._thread.is_alive():", "if self._thread is None:"),
+    ),
+    "C2": _mutant(
+        "close() during acquire() forgets the ticket",
+        (
+            LOCK,
+            "        if ticket is None or (ticket.state in PENDING and self._call_off(ticket)) or ticket.state not in GRANTED:\n            return\n",
+            "        if ticket is None or ticket.state not in GRANTED:\n            self._ticket = None\n            return\n",
+        ),
+    ),
+    "D1": _mutant(
+        "an error about one key ends the session of all",
+        (
+            POLICY,
+            "            if answered(error):\n                self._release",
+            "            if False:\n                self._release",
+        ),
+    ),
+    "D4": _mutant(
+        "a wait that is called off costs its owner all other locks",
+        (
+            WAITS,
+            "self._cancel(session, session.kill_statement if self._kills else session.cancel_statement)",
+            "session.hang_up()",
+        ),
+    ),
+    "D5": _mutant(
+        "a release ends its owner's session of now, not the lock's",
+        (
+            POLICY,
+            "place, ticket.place = ticket.place, None\n        if place is not None:\n            self._leave(place, reusable=reusable)",
+            "place, ticket.place = self._owned.get(ticket.asker) or ticket.place, None\n        if place is not None:\n            self._leave(place, reusable=reusable)",
+        ),
+    ),
+    "D6": _mutant(
+        "a late cancel hits the next statement of the session",
+        (
+            WAITS,
+            "        with self._cancelling:\n            if self._is_of",
+            "        if True:\n            if self._is_of",
+        ),
+    ),
+    "E1": _mutant(
+        "who was granted a lock stays in the line for spare sessions",
+        (POLICY, "            if granted:  # or called away", "            if False:  # or called away"),
+    ),
+    "E4": _mutant(
+        "a try on a spare session that ends in an error keeps the session",
+        (
+            POLICY,
+            "        try:\n            granted = self._ask(place, ticket, waits=False)\n        finally:\n            if not granted:\n                self.settle(ticket, reusable=True)\n        return granted\n",
+            "        granted = self._ask(place, ticket, waits=False)\n        if not granted:\n            self.settle(ticket, reusable=True)\n        return granted\n",
+        ),
+        (
+            COORDINATOR,
+            "            if not granted and self.entries.leave(ticket) is not State.HELD:  # else",
+            "            if not granted and self.entries.leave(ticket) is not State.HELD and sys.exc_info()[0] is None:  # else",
+        ),
+    ),
+    "F2": _mutant(
+        "a lock whose object is garbage still has its owner",
+        (LOCK, "        ticket.disown()  # its owner may ask for the key at once\n", ""),
+    ),
+    "F2-signal": _mutant(
+        "what a signal interrupted still has its owner", (MAIN, "                self._disown()\n", "")
+    ),
+    "F4": _mutant(
+        "a release that ends in an error tells no listener",
+        (
+            COORDINATOR,
+            "            self.entries.ended(ticket)\n            self.listeners.ended(ticket, lost=gone)\n",
+            "            self.entries.ended(ticket)\n",
+        ),
+        (
+            COORDINATOR,
+            '        if not intact:\n            raise lost(ticket.key, "the server says',
+            '        self.listeners.ended(ticket, lost=gone)\n        if not intact:\n            raise lost(ticket.key, "the server says',
+        ),
+    ),
+    "grant-on-dead-session": _mutant(
+        "a grant counts on a session that has ended meanwhile",
+        (STATE, "or self._closed or session.ended:", "or self._closed:"),
+    ),
+    "grant-to-nobody": _mutant(
+        "a grant counts for an asker that has left",
+        (
+            STATE,
+            "if ticket.state is not State.ASKING or self._closed or session.ended:",
+            "if self._closed or session.ended:",
+        ),
+    ),
+    "hand-on-dead-session": _mutant(
+        "a lock is handed on without a proof of life", (STATE, "            and self.session.alive()\n", "")
+    ),
+    "ask-before-unlocked": _mutant(
+        "the next asker does not wait for the unlock",
+        (STATE, "if self.head is not None or self.ending:", "if self.head is not None:"),
+    ),
+    "loss-wakes-nobody": _mutant(
+        "a loss does not send the next one",
+        (
+            STATE,
+            "                ticket.entry.holders.remove(ticket)\n                self._advance(ticket.entry)\n            return lost",
+            "                ticket.entry.holders.remove(ticket)\n            return lost",
+        ),
+    ),
+    "leaver-wakes-nobody": _mutant(
+        "an asker that leaves does not send the next one",
+        (
+            STATE,
+            "            ticket.withdrawn = withdrawn\n            self._advance(ticket.entry)\n",
+            "            ticket.withdrawn = withdrawn\n",
+        ),
+    ),
+    "tries-wait": _mutant(
+        "single tries wait for an asker that waits",
+        (
+            STATE,
+            "            ticket.entry.server_waits = True\n            self._refuse_single_tries(ticket.entry)\n",
+            "",
+        ),
+    ),
+    "doubt-kept": _mutant(
+        "a session whose unlock failed is not ended",
+        (
+            POLICY,
+            "        except BaseException:\n            self.pool.end(session)\n            raise\n        finally:\n            self.settle(ticket, reusable=intact)\n",
+            "        finally:\n            self.settle(ticket, reusable=True)\n",
+        ),
+    ),
+    "unwanted-grant": _mutant(
+        "a grant whose asker has left is not given back",
+        (
+            POLICY,
+            "                del place.held[request.name]\n                self._release(session, ticket)\n",
+            "                del place.held[request.name]\n",
+        ),
+    ),
+    "no-deadline": _mutant(
+        "no statement has a deadline", (SESSION, "self.due = sent - watch.frozen + wait + patience", "self.due = inf")
+    ),
+    "no-heartbeat": _mutant(
+        "an idle session is never asked for a sign of life", (WATCH, "silent = session.locks and", "silent = False and")
+    ),
+    "lease-believed": _mutant(
+        "a lock is held though its lease is over",
+        (
+            LOCK,
+            "if ticket.state is State.HELD and ticket.session is not None and ticket.session.expired():",
+            "if False:",
+        ),
+    ),
+    "signal-keeps": _mutant(
+        "an acquisition that a signal interrupted is not undone",
+        (LOCK, "        if call.succeeded:\n            self._exit(BLOCKING, None)\n", ""),
+    ),
+    "granted-meanwhile": _mutant(
+        "a lock that was granted to an asker that was called away is kept",
+        (COORDINATOR, "        if before is State.HELD:\n            before = self.entries.release(ticket)\n", ""),
+    ),
+    "loss-untold": _mutant(
+        "on_lost is not called",
+        (COORDINATOR, "                self._losses.put(lock._call_on_lost)", "                pass"),
+    ),
+    "end-told-twice": _mutant(
+        "listeners hear of an end again",
+        (EVENTS, "self.holds.pop(ticket, (0.0, ()))", "self.holds.get(ticket, (0.0, ()))"),
+    ),
+    "mode-mixed-up": _mutant(
+        "a lock is handed on to one that wants it in another mode",
+        (STATE, "            and self.shared is ticket.shared\n", ""),
+    ),
+    "opened-after-close": _mutant(
+        "a session that opens while its provider closes lives on",
+        (
+            POOL,
+            "            if not self._closed:\n                self._all.add",
+            "            if True:\n                self._all.add",
+        ),
+    ),
+    "own-name-again": _mutant(
+        "a session is asked for a lock that it holds",
+        (
+            POLICY,
+            "(self.session is not None and self.session.ended) or ticket.request.name in self.held",
+            "(self.session is not None and self.session.ended)",
+        ),
+        (
+            POLICY,
+            "if request.name in place.held or (session is not None and session.ended):",
+            "if session is not None and session.ended:",
+        ),
+    ),
+    "never-settled": _mutant(
+        "a refused asker keeps its session",
+        (COORDINATOR, "                ticket.policy.settle(ticket, reusable=reusable)\n", "                pass\n"),
+    ),
+    "no-cycles": _mutant(
+        "a circle of waiters is not refused",
+        (STATE, "            elif not ticket.once and self._needs(ticket, ticket.owner):", "            elif False:"),
+    ),
+    "place-leaked": _mutant(
+        "a lost lock whose object is garbage keeps its place",
+        (
+            LOCK,
+            "            reaper.put(partial(ticket.policy.settle, ticket, reusable=True))  # its place among the sessions\n            return\n",
+            "            return\n",
+        ),
+    ),
+    "stuck-jobs": _mutant(
+        "jobs that found no thread wait for the next acquisition",
+        (COORDINATOR, "        self._start_stuck()\n        if self._naming", "        if self._naming"),
+    ),
+    "owner-read-twice": _mutant(
+        "an owner that is disowned meanwhile has its place noted under another name",
+        (
+            POLICY,
+            "                if owner is not None:\n                    self._owned[owner] = place\n",
+            "                if owner is not None:\n                    self._owned[ticket.owner] = place\n",
+        ),
+        lines=True,
+    ),
+    "lost-wake": _mutant(
+        "the release of a shared hold forgets one holder",
+        (
+            STATE,
+            "            hold.holders -= 1\n            ticket.state = State.GONE\n",
+            "            hold.holders = 0\n            ticket.state = State.GONE\n",
+        ),
+    ),
+}
+
+OPEN = (
+    *("A1", "A2", "D6", "E1", "F2-signal", "grant-on-dead-session", "hand-on-dead-session", "ask-before-unlocked"),
+    *("doubt-kept", "lease-believed", "signal-keeps", "granted-meanwhile", "loss-untold", "opened-after-close"),
+    *("own-name-again", "never-settled", "no-cycles", "place-leaked", "stuck-jobs", "owner-read-twice", "lost-wake"),
+)
+"""Not found yet in the schedules that were tried, or not measured: the work that is left."""

@@ -1,0 +1,195 @@
+"""What happens in one simulation, as a seed makes it: who uses which lock how, and what goes wrong.
+
+A plan can be replayed in another order of its threads, and without some of its parts: `1234/7/0.3` is the plan of seed
+1234 in its seventh order, without its parts 0 and 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from .core import DRIVERS
+from .server import CANCELLED, DENIED, UNSUPPORTED
+
+__all__ = ["Actor", "Fault", "Plan", "Provider", "Token", "Use", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """Names one simulation."""
+
+    seed: int
+    order: int = 0
+    dropped: frozenset[int] = field(default_factory=frozenset)
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read what `str` writes.
+
+        Raises:
+            ValueError: It is no token.
+        """
+        seed, order, dropped, *_ = (*text.split("/"), "", "")
+        return cls(int(seed), int(order or 0), frozenset(int(one) for one in dropped.split(".") if one))
+
+    def __str__(self) -> str:
+        dropped = ".".join(map(str, sorted(self.dropped)))
+        return f"{self.seed}/{self.order}/{dropped}" if dropped or self.order else str(self.seed)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """The options of one provider; each stands for a process."""
+
+    driver: str
+    share_sessions: bool
+    max_sessions: int
+    heartbeat: float
+    lease: float | None
+    closes_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of one lock."""
+
+    key: str
+    shared: bool
+    fencing: bool
+    timeout: float | None
+    hold: float
+    ending: str
+    """release, with, close, garbage, elsewhere (another thread releases it)."""
+    verify: bool
+    closed_after: float | None
+    """Another thread calls `close` so long after `acquire` begins."""
+    inside: Use | None = None
+
+    def __str__(self) -> str:
+        how = " shared" * self.shared + " with a token" * self.fencing
+        timeout = "for ever" if self.timeout is None else "one try" if self.timeout == 0 else f"{self.timeout} s"
+        closed = "" if self.closed_after is None else f", another thread closes it after {self.closed_after} s"
+        return f"lock {self.key}{how}, {timeout}, held for {self.hold} s, then {self.ending}{closed}"
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A thread that uses locks, one after the other."""
+
+    name: str
+    provider: int
+    is_main: bool
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, at a request to the server or at a step of the schedule."""
+
+    kind: str
+    at: int
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind}" + (f" for {self.seconds} s" if self.seconds else "")
+
+
+AT_REQUESTS = (DENIED, CANCELLED, UNSUPPORTED, "slow", "silence", "request lost", "answer lost", "killed")
+AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "collect")
+SECONDS = {
+    "slow": (0.05, 0.5, 1.5, 20.0),
+    "silence": (0.5, 1.5, 10.0, 40.0),
+    "silence all": (0.5, 1.5, 10.0, 40.0),
+    "answer lost": (0.0, 0.01, 3.0),
+    "restart": (0.01, 1.0, 5.0),
+    "freeze": (1.0, 5.0, 20.0),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One simulation."""
+
+    providers: tuple[Provider, ...]
+    actors: tuple[Actor, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def size(self) -> int:
+        """How many parts it has, that can be left out."""
+        return sum(len(actor.uses) for actor in self.actors) + len(self.faults)
+
+    def without(self, dropped: frozenset[int]) -> Plan:
+        """Leave out some of its parts."""
+        number, actors = 0, []
+        for actor in self.actors:
+            uses = tuple(use for place, use in enumerate(actor.uses, number) if place not in dropped)
+            number += len(actor.uses)
+            if uses:
+                actors.append(replace(actor, uses=uses))
+        faults = tuple(fault for place, fault in enumerate(self.faults, number) if place not in dropped)
+        return replace(self, actors=tuple(actors), faults=faults)
+
+
+def make_plan(seed: int) -> Plan:
+    """Make the plan of a seed."""
+    chance = Random(seed)
+    providers = tuple(_provider(chance) for _ in range(chance.choice((1, 1, 2, 2, 3))))
+    main = chance.random() < 0.4
+    actors = []
+    for number in range(chance.choice((2, 2, 3, 3, 4, 6))):
+        is_main = main and number == 0
+        alone = len(providers) == 1
+        uses = tuple(_use(chance, "ab", alone=alone) for _ in range(chance.choice((1, 2, 2, 3))))
+        actors.append(Actor("MainThread" if is_main else f"actor{number}", number % len(providers), is_main, uses))
+    count = chance.choice((0, 0, 1, 1, 2, 3, 4))
+    return Plan(providers, tuple(actors), tuple(_fault(chance, main=main) for _ in range(count)))
+
+
+def _provider(chance: Random) -> Provider:
+    shares = chance.random() < 0.7
+    return Provider(
+        driver=chance.choice(DRIVERS),
+        share_sessions=shares,
+        max_sessions=chance.choice((2, 2, 3, 8)),
+        heartbeat=chance.choice((2.0, 5.0)),
+        lease=chance.choice((None, None, 6.0)) if shares else None,
+        closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < 0.1 else None,
+    )
+
+
+def _use(chance: Random, keys: str, *, alone: bool) -> Use:
+    timeout = chance.choice((None, None, 0.0, 0.02, 1.0, 15.0))
+    ending = chance.choice(("release", "with", "with", "close", "garbage", "elsewhere"))
+    inside = None
+    if len(keys) > 1 and chance.random() < 0.25:
+        inside = _use(chance, chance.choice(keys), alone=alone)
+        if inside.key < keys[-1] and inside.timeout is None and not alone:
+            inside = replace(inside, timeout=3.0)  # against the order: a deadlock between processes has no end
+    shared = chance.random() < 0.3
+    return Use(
+        key=keys[0] if inside is not None and inside.key != keys[0] else chance.choice(keys),
+        shared=shared,
+        fencing=not shared and chance.random() < 0.1,
+        timeout=timeout,
+        hold=chance.choice((0.0, 0.0, 0.0005, 0.02, 0.5, 3.0, 20.0)),
+        ending=ending,
+        verify=chance.random() < 0.1,
+        closed_after=chance.choice((0.0, 0.0005, 0.02, 0.7)) if chance.random() < 0.15 else None,
+        inside=inside,
+    )
+
+
+def _fault(chance: Random, *, main: bool) -> Fault:
+    if chance.random() < 0.6:
+        kind, at = chance.choice(AT_REQUESTS), 1 + int(chance.expovariate(1 / 12))
+    else:
+        # Not with signals: where there is no thread to be had, the main thread does its work itself, unprotected.
+        kinds = AT_STEPS if main else (*AT_STEPS, "no thread")
+        kind, at = chance.choice(kinds), int(chance.expovariate(1 / 300))
+        if kind == "no thread":
+            at = chance.randint(1, 8)
+    if main and chance.random() < 0.5:
+        kind, at = "signal", int(chance.expovariate(1 / 200))
+    return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))))

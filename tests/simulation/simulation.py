@@ -1,0 +1,252 @@
+"""Runs one simulation from its token, and says what went wrong in it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any, NamedTuple
+
+from . import wire
+from .actors import Home, here_note, live, signal_main
+from .core import Core
+from .invariants import Hold, Witness
+from .plan import AT_STEPS, Actor, Fault, Plan, Provider, Token, make_plan
+from .primitives import Thread
+from .scheduler import Scheduler, use
+from .server import Server
+from .wire import Connection
+
+__all__ = ["Outcome", "Simulation", "simulate"]
+
+# All users are done by then, in seconds; everything has settled so much later.
+HORIZON, SETTLED = 1500.0, 50.0
+# The garbage of so many simulations is collected at once.
+COLLECT_AFTER = 50
+_runs = count(1)
+
+
+class Outcome(NamedTuple):
+    """How a simulation went."""
+
+    failure: str | None
+    steps: int
+    seconds: float
+    stacks: list[str]
+    story: list[str]
+
+
+class Simulation:
+    """One simulation.
+
+    Args:
+        core: Which copy of the core.
+        token: Which plan, in which order.
+        tells: Whether to write a story.
+    """
+
+    def __init__(self, core: Core, token: Token, *, tells: bool = False) -> None:
+        self.plan: Plan = make_plan(token.seed).without(token.dropped)
+        self.core = core
+        self.scheduler = here = Scheduler(f"{token.seed}/{token.order}")
+        requests = {fault.at: fault for fault in self.plan.faults if fault.kind not in (*AT_STEPS, "no thread")}
+        self.server = Server(here, f"{token.seed}/{token.order}/server", requests)
+        self.witness = Witness(here, self.server)
+        self.witness.slow = 2 * sum(fault.seconds for fault in self.plan.faults)
+        self.homes: list[Home] = []
+        self.used: list[Hold] = []
+        self.story: list[str] = []
+        self._garbage: list[Any] = []
+        self._others: list[Thread] = []
+        if tells:
+            here.note = self._tell
+        here.fails_to_start = {fault.at for fault in self.plan.faults if fault.kind == "no thread"}
+
+    def _tell(self, text: str) -> None:
+        here = self.scheduler
+        self.story.append(f"{here.now - 1_000_000:10.4f}  {here.current.name:<16} {text}")
+
+    # For actors.
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for the current thread."""
+        here = self.scheduler
+        here.step()
+        end = here.now + seconds
+        while here.now < end:
+            here.block("the end of its work", end - here.now)
+
+    def start(self, thread: Thread) -> None:
+        """Start a thread that the end waits for."""
+        self._others.append(thread)
+        thread.name = f"{thread.name}-{len(self.scheduler.threads)}"
+        self.scheduler.start(thread)
+
+    def drop(self, lock: Any) -> None:
+        """Let a lock object become garbage: soon, at any step of any thread."""
+        here = self.scheduler
+        self._garbage.append((here.current, lock))
+        del lock
+        here.at_step(here.steps + here.random.choice((1, 5, 30, 200)), self._collect)
+        collector = Thread(target=self._collect_later, name="collector")
+        self.start(collector)
+
+    def _collect_later(self) -> None:
+        self.sleep(1.0)
+        self._collect()
+
+    def has_garbage(self) -> bool:
+        """Tell whether the current thread has dropped a lock object that is not collected yet."""
+        return any(thread is self.scheduler.current for thread, _ in self._garbage)
+
+    def _collect(self) -> None:
+        while self._garbage:
+            here_note(self, "the garbage collector runs here")
+            self._garbage.pop()
+
+    # The course of it.
+
+    def run(self) -> Outcome:
+        """Run it."""
+        here = self.scheduler
+        use(here)
+        wire.open_now.append(self._connect)
+        self.core.sessions.workers.reaper.after_fork()
+        try:
+            here.start(Thread(target=self._direct, name="director"))
+            here.run()
+        finally:
+            wire.open_now.pop()
+            self._garbage.clear()
+        return Outcome(here.failure, here.steps, here.now - 1_000_000, here.stacks, self.story)
+
+    def _connect(self, number: int) -> Connection:
+        connection = self.server.connect()
+        connection.home = self.homes[number]
+        return connection
+
+    def _direct(self) -> None:
+        for number, options in enumerate(self.plan.providers):
+            self.homes.append(self._home(number, options))
+        for fault in self.plan.faults:
+            self._prepare(fault)
+        actors = [self._actor(actor) for actor in self.plan.actors]
+        for home in self.homes:
+            if home.options.closes_after is not None:
+                self.start(Thread(target=lambda home=home: self._close_later(home), name="closer"))
+        end = self.scheduler.now + HORIZON
+        for thread in actors:
+            thread.join(end - self.scheduler.now)
+            if not thread.done:
+                self.scheduler.fail(f"{thread.name} is stuck")
+        while self._others:
+            other = self._others.pop()
+            other.join(HORIZON)
+            if not other.done:
+                self.scheduler.fail(f"{other.name} is stuck")
+        self._settle()
+        self.scheduler.stop()
+
+    def _settle(self) -> None:
+        here = self.scheduler
+        self._collect()
+        if any(fault.kind == "signal" for fault in self.plan.faults):
+            gc.collect()  # a signal may strike before a release has begun: then the object's end releases
+        if here.refused:  # what waits for a thread is done with the next acquisition
+            here.fails_to_start.clear()
+            for home in self.homes:
+                with suppress(Exception), home.provider.lock("z", timeout=0):
+                    pass
+        self.sleep(SETTLED if self.server.harmed else 8.0)
+        self.witness.check_rest(self.homes, self.used)
+        for home in self.homes:
+            self._close(home)
+        self.sleep(SETTLED if self.server.harmed else 15.0)
+        for session in self.server.living():
+            here.fail(f"session {session.number} is open after the end of its provider")
+        signalled = any(fault.kind == "signal" for fault in self.plan.faults)
+        running = [
+            thread.name
+            for thread in here.threads
+            # A worker may wait for ever for a job that a signal kept from it, as `Workers.put` says.
+            if not (thread.done or thread is here.current or (signalled and thread.name.startswith("dlock-worker")))
+        ]
+        if running:
+            here.fail(f"threads go on after the end of their provider: {', '.join(running)}")
+
+    def _home(self, number: int, options: Provider) -> Home:
+        provider = self.core.LockProvider(
+            wire.engine_for(options.driver, number),
+            heartbeat=options.heartbeat,
+            lease=options.lease,
+            max_sessions=options.max_sessions,
+            share_sessions=options.share_sessions,
+        )
+        home = Home(provider, options, number)
+        provider.listen(lambda event: self.witness.heard(home, event))
+        return home
+
+    def _actor(self, actor: Actor) -> Thread:
+        thread = Thread(target=lambda: live(self, actor), name=actor.name)
+        if actor.is_main:
+            self.scheduler.main = thread
+        self.scheduler.start(thread)
+        return thread
+
+    def _prepare(self, fault: Fault) -> None:
+        here, server = self.scheduler, self.server
+        actions: dict[str, Callable[[], object]] = {
+            "kill a holder": server.kill_a_holder,
+            "restart": lambda: server.restart(fault.seconds),
+            "silence all": lambda: server.silence_all(fault.seconds),
+            "freeze": lambda: self._freeze(fault.seconds),
+            "signal": lambda: signal_main(self),
+            "collect": self._collect,
+        }
+        if fault.kind in actions:
+            here.at_step(here.steps + fault.at, actions[fault.kind])
+
+    def _freeze(self, seconds: float) -> None:
+        here_note(self, f"fault: the process is frozen for {seconds} s")
+        self.server.harm_leases(seconds)
+        self.scheduler.freeze(seconds)
+
+    def _close_later(self, home: Home) -> None:
+        assert home.options.closes_after is not None
+        self.sleep(home.options.closes_after)
+        self._close(home)
+
+    def _close(self, home: Home) -> None:
+        home.closing = True
+        here_note(self, f"closes provider {home.number}")
+        home.provider.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep simulations from logs, warnings and the garbage collector, whose time no seed decides."""
+    log, disabled, collects = logging.getLogger("dlock"), logging.getLogger("dlock").disabled, gc.isenabled()
+    log.disabled = True
+    gc.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        log.disabled = disabled
+        sys.unraisablehook = hook
+        if collects:
+            gc.enable()
+
+
+def simulate(core: Core, token: Token, *, tells: bool = False) -> Outcome:
+    """Run the simulation that a token names."""
+    outcome = Simulation(core, token, tells=tells).run()
+    if next(_runs) % COLLECT_AFTER == 0:
+        gc.collect()
+    return outcome
