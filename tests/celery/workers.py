@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,7 +75,7 @@ class Worker:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 for member in family:
-                    if member.is_running():
+                    with suppress(psutil.NoSuchProcess):
                         member.kill()
                 self.process.kill()
                 self.process.wait()

@@ -19,6 +19,7 @@ import pytest
 from dlock_core import LockProvider, run_locked
 from tests.conftest import server
 from tests.servers import wait_until
+from tests.servers.guard import is_dead
 from tests.statements.scenes import OracleScene
 
 DLOCK = [sys.executable, "-m", "dlock_core.cli"]
@@ -149,7 +150,7 @@ def test_a_killed_wrapper_leaves_no_lock_and_no_orphan(url: str, locks: LockProv
     running = Run(url)
     program = running.started()
     running.process.kill()
-    wait_until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, "the program to end", 10)
+    wait_until(lambda: is_dead(program), "the program to end", 10)
     wait_until(lambda: locks.inspect(KEY) == [], "the lock to be free", 10)
     running.process.communicate()
 
@@ -177,7 +178,7 @@ def test_the_loss_of_the_lock_stops_the_program_and_what_it_started(url: str, lo
     assert running.process.wait(30) == 74
     assert running.process.stderr is not None
     assert "was lost" in running.process.stderr.read()
-    wait_until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE, "it to end", 10)
+    wait_until(lambda: is_dead(grandchild), "it to end", 10)
     running.process.communicate()
 
 

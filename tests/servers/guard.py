@@ -59,20 +59,19 @@ def kill_marked(mark: str) -> None:
 def _kill(find: Callable[[], list[psutil.Process]]) -> None:
     deadline = time.monotonic() + KILL_SECONDS
     # In rounds, because a process that is still alive may fork while we look. A zombie is its parent's to wait for.
-    while (processes := _alive(find())) and time.monotonic() < deadline:
+    while (processes := [process for process in find() if not is_dead(process)]) and time.monotonic() < deadline:
         for process in processes:
             with suppress(psutil.Error):
                 process.kill()
         time.sleep(0.01)
 
 
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    alive = []
-    for process in processes:
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-    return alive
+def is_dead(process: psutil.Process) -> bool:
+    """Tell whether a process is gone, or a zombie: in a container orphans may not be reaped."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def remove(folder: Path) -> None:

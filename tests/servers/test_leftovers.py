@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.leftovers import ended
 
 from . import wait_until
-from .test_servers import is_dead
+from .guard import is_dead
 
 # Two generations, in sessions of their own: neither a process group nor a parent leads from the first to the last.
 STARTS = (
@@ -37,13 +38,13 @@ def test_what_a_failed_test_started_is_dead_after_it(lives: str) -> None:
         with pytest.raises(ZeroDivisionError), ended():
             child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert child.stdout is not None
-            pid = int(child.stdout.readline())
+            orphan = psutil.Process(int(child.stdout.readline()))
             child.stdout.close()
             if lives == "0":
                 assert child.wait(30) == 0
-            assert not is_dead(pid)
+            assert not is_dead(orphan)
             raise ZeroDivisionError
-        assert is_dead(pid)
+        assert is_dead(orphan)
         assert child.wait(30) == (0 if lives == "0" else -signal.SIGKILL)
         assert other.poll() is None
         other.kill()
@@ -54,7 +55,7 @@ def test_what_a_run_started_is_dead_when_the_run_is_killed() -> None:
     command = [sys.executable, "-c", RUN]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        pid = int(run.stdout.readline())
-        assert not is_dead(pid)
+        started = psutil.Process(int(run.stdout.readline()))
+        assert not is_dead(started)
         run.kill()
-    wait_until(lambda: is_dead(pid), "what it started to be dead")
+    wait_until(lambda: is_dead(started), "what it started to be dead")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from . import PostgreSQL, PrivateServer, ServerError, available, wait_until
-from .guard import processes_in
+from .guard import is_dead, processes_in
 from .questions import ask, assert_silent
 from .required import FINDERS, require
 
@@ -118,18 +117,11 @@ def test_no_server_outlives_a_test_run_that_is_killed(name: str, state: str) -> 
     with subprocess.Popen(command, cwd=top, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         pid, folder = child.stdout.readline().split()
-        assert psutil.pid_exists(int(pid))
+        server = psutil.Process(int(pid))
         child.send_signal(signal.SIGKILL)
-    wait_until(lambda: is_dead(int(pid)), f"{name} to die with its parent")
+    wait_until(lambda: is_dead(server), f"{name} to die with its parent")
     wait_until(lambda: not Path(folder).exists(), "its folder to go")
     assert processes_in(Path(folder)) == []
-
-
-def is_dead(pid: int) -> bool:
-    """Tell whether a process is gone; in a container orphans may not be reaped."""
-    with suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    return True
 
 
 def test_a_server_outlives_the_thread_that_started_it_but_not_its_final_stop() -> None:

@@ -116,7 +116,10 @@ def _alone(command: Command) -> None:
 
 
 def _lives(pid: int) -> bool:
-    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 DEEDS: dict[str, Callable[[Command], None]] = {
