@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from typing import Any, NamedTuple
 
 from . import wire
@@ -25,9 +24,6 @@ __all__ = ["Outcome", "Simulation", "simulate"]
 
 # All users are done by then, in seconds; everything has settled so much later.
 HORIZON, SETTLED = 1500.0, 50.0
-# The garbage of so many simulations is collected at once.
-COLLECT_AFTER = 50
-_runs = count(1)
 
 
 class Outcome(NamedTuple):
@@ -232,6 +228,7 @@ def quiet() -> Iterator[None]:
     log, disabled, collects = logging.getLogger("dlock"), logging.getLogger("dlock").disabled, gc.isenabled()
     log.disabled = True
     gc.disable()
+    gc.freeze()  # a collection looks at what simulations made, and at nothing else
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():
@@ -240,6 +237,7 @@ def quiet() -> Iterator[None]:
     finally:
         log.disabled = disabled
         sys.unraisablehook = hook
+        gc.unfreeze()
         if collects:
             gc.enable()
 
@@ -247,6 +245,5 @@ def quiet() -> Iterator[None]:
 def simulate(core: Core, token: Token, *, tells: bool = False) -> Outcome:
     """Run the simulation that a token names."""
     outcome = Simulation(core, token, tells=tells).run()
-    if next(_runs) % COLLECT_AFTER == 0:
-        gc.collect()
+    gc.collect()  # or what it left would be finalised in the next one
     return outcome
