@@ -39,6 +39,8 @@ class OperationalError(Error):
 
 
 GONE = "gone"
+# An unlock waits so long behind its owner's wait on the same session, in seconds; then the session ends.
+QUEUED = 60.0
 
 
 class Call:
@@ -48,6 +50,7 @@ class Call:
         self.statement = statement
         self.values = values
         self.thread = scheduler().current
+        self.sent = scheduler().now
         self.row: tuple[Any, ...] | None = None
         self.error: str | None = None
         self.answered = False
@@ -130,6 +133,8 @@ class Connection:
     def close(self) -> None:
         """Close this end; a statement under way on it fails."""
         if not self.closed:
+            if self.call is not None and scheduler().now - self.call.sent >= QUEUED:
+                self.harm, self.server.harmed = self.harm or "an unlock behind a wait", True
             self.closed = True
             self.server.closed_by_client(self)
             self.hang_up()
