@@ -97,8 +97,7 @@ class Witness:
             self._must_be_excused(hold)
             return
         self._check_server(hold)
-        seen = hold.session and hold.session.connection.hung_up_at
-        if seen and seen + PROOF < self.scheduler.now:
+        if hold.session is not None and hold.session.connection.hung_up_at + PROOF < self.scheduler.awake:
             self.scheduler.fail(f"{hold} began on a session whose end was seen before")
         for other in self.holds:
             if other is not hold and other.use.key == hold.use.key and not (other.use.shared and hold.use.shared):

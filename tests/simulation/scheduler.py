@@ -111,6 +111,11 @@ class Scheduler:
         heapq.heappush(self._at_step, (step, self._numbers, action))
         self._next_turn = min(self._next_turn, step)
 
+    @property
+    def awake(self) -> float:
+        """The time, less what the process stood still for."""
+        return self.now - self.frozen
+
     def freeze(self, seconds: float) -> None:
         """Stop the whole process for so long, while the world outside goes on."""
         end, late = self.now + seconds, []

@@ -6,6 +6,7 @@ import errno
 import select
 from collections.abc import Callable
 from functools import cache, partial
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import create_engine
@@ -84,7 +85,8 @@ class Connection:
         self.closed = False
         self.hung_up = False
         """The server's end has been seen."""
-        self.hung_up_at = 0.0
+        self.hung_up_at = inf
+        """When, by the seconds that the process was awake."""
         self.broken = False
         """A statement was left before its answer came."""
         self.watchers: list[Event] = []
@@ -124,7 +126,7 @@ class Connection:
 
     def hang_up(self) -> None:
         """See the other end closed."""
-        self.hung_up, self.hung_up_at = True, scheduler().now
+        self.hung_up, self.hung_up_at = True, scheduler().awake
         for watcher in self.watchers:
             watcher.set_from_outside()
         if self.call is not None:
