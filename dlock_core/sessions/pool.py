@@ -233,13 +233,15 @@ class Opener:
             return opening
 
     def _result(self, opening: Future[SqlSession], until: float) -> SqlSession:
+        taken = False
         try:
             wait([opening], timeout=until - time.monotonic())
+            taken = opening.done()  # looked at once: an answer that comes later is not ours
         finally:
-            if not opening.done():
+            if not taken:
                 self._unanswered.add(opening)
                 opening.add_done_callback(self._answered)
-        if not opening.done():
+        if not taken:
             raise TimeoutError
         return opening.result()
 

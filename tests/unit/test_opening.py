@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import chain, repeat
 from sqlite3 import ProgrammingError
 from typing import Any
 from unittest.mock import Mock
@@ -51,6 +52,24 @@ def test_an_opening_that_is_left_is_kept_when_it_is_answered_at_last(silence: Si
         opener(silence, kept.append)(0.05)
     silence.answer.set()
     until(lambda: len(kept) == 1)
+
+
+def test_an_answer_at_the_last_moment_is_taken_or_kept_and_never_both(
+    silence: Silence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two threads would use one session."""
+
+    def out_of_time(openings: list[Any], timeout: float) -> None:
+        assert timeout > 0
+        wait(openings, timeout=10)
+        openings[0].done = Mock(side_effect=chain([False], repeat(True)))
+
+    monkeypatch.setattr("dlock_core.sessions.pool.wait", out_of_time)
+    silence.answer.set()
+    kept: list[Any] = []
+    with pytest.raises(LockConnectionError, match="has not answered"):
+        opener(silence, kept.append)(5)
+    assert len(kept) == 1
 
 
 def test_while_a_server_is_silent_openings_begin_one_at_a_time(silence: Silence) -> None:
