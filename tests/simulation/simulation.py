@@ -245,5 +245,6 @@ def quiet() -> Iterator[None]:
 def simulate(core: Core, token: Token, *, tells: bool = False) -> Outcome:
     """Run the simulation that a token names."""
     outcome = Simulation(core, token, tells=tells).run()
-    gc.collect()  # or what it left would be finalised in the next one
+    use(Scheduler(0))  # nothing refers to the one that is over
+    gc.collect()  # or what that left would be finalised in the next one
     return outcome
