@@ -157,11 +157,11 @@ class Simulation:
             for home in self.homes:
                 with suppress(Exception), home.provider.lock("z", timeout=0):
                     pass
-        self.sleep(SETTLED if self.server.harmed else 8.0)
+        self._rest(8.0)
         self.witness.check_rest(self.homes, self.used)
         for home in self.homes:
             self._close(home)
-        self.sleep(SETTLED if self.server.harmed else 15.0)
+        self._rest(15.0)
         for session in self.server.living():
             here.fail(f"session {session.number} is open after the end of its provider")
         signalled = any(fault.kind == "signal" for fault in self.plan.faults)
@@ -173,6 +173,12 @@ class Simulation:
         ]
         if running:
             here.fail(f"threads go on after the end of their provider: {', '.join(running)}")
+
+    def _rest(self, seconds: float) -> None:
+        """Let everything settle; a fault, which may come only now, takes longer."""
+        self.sleep(seconds)
+        if self.server.harmed:
+            self.sleep(SETTLED)
 
     def _home(self, number: int, options: Provider) -> Home:
         provider = self.core.LockProvider(
