@@ -176,8 +176,9 @@ class Simulation:
 
     def _rest(self, seconds: float) -> None:
         """Let everything settle; a fault, which may come only now, takes longer."""
+        frozen = self.scheduler.frozen
         self.sleep(seconds)
-        if self.server.harmed:
+        if self.server.harmed or self.scheduler.frozen > frozen:
             self.sleep(SETTLED)
 
     def _home(self, number: int, options: Provider) -> Home:
