@@ -229,6 +229,7 @@ class BaseLock(LockObject):
 
     def _give_back(self, ticket: Ticket, context: Context) -> None:
         self._ticket = None
+        ticket.withdrawn = True  # for its acquire(), which may not have heard of the grant yet
         self._coordinator.release(ticket, context)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("released %s", shown(self.key))

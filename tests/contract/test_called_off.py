@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from typing import Any
 
 import pytest
 
-from dlock_core import LockStateError
+from dlock_core import AsyncLockProvider, LockStateError
 
 from .house import House, until
 from .persons import Person
@@ -89,6 +90,28 @@ def test_release_of_a_lock_that_is_being_asked_for_is_refused(house: House) -> N
     assert lock.held
     waiter.release()
     assert house.witness.holders() == 0
+
+
+@pytest.mark.rows(lambda row: row.name in {"postgresql-psycopg-async", "postgresql-asyncpg"})
+def test_a_close_after_the_grant_and_before_acquire_returns_is_said(house: House) -> None:
+    """Two readers are let in at once; the first closes the other one's lock before its task goes on."""
+    provider = house.new_provider()
+    assert isinstance(provider, AsyncLockProvider)
+    first, second = (provider.lock("k", shared=True) for _ in range(2))
+
+    async def close_second() -> None:
+        assert await first.acquire()
+        assert second.held
+        await second.close()
+        await first.release()
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(close_second(), second.acquire(), return_exceptions=True)
+
+    _, error = asyncio.run(both())
+    assert isinstance(error, LockStateError)
+    assert "'k': close() was called" in str(error)
+    assert not second.held
 
 
 # psycopg complains of a connection whose session is ended while it is still being opened.

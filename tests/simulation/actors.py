@@ -1,23 +1,31 @@
-"""The users of locks: threads that do what the plan says, and report to the witness what they see."""
+"""The users of locks: threads and tasks that do what the plan says, and report to the witness what they see."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.util import await_only
+
 from .core import on_signal
 from .invariants import Hold
+from .loops import Job, Loop, pause
 from .primitives import Thread
+from .scheduler import scheduler
 
 if TYPE_CHECKING:
     from .plan import Actor, Provider, Use
     from .simulation import Simulation
 
-__all__ = ["Home", "live"]
+__all__ = ["Home", "LoopHome", "here_note", "live", "signal_main"]
 
 
 class Home:
-    """One provider, which stands for a process."""
+    """One provider, which stands for a process; its users are threads."""
+
+    loop: Loop | None = None
 
     def __init__(self, provider: Any, options: Provider, number: int) -> None:
         self.provider = provider
@@ -25,14 +33,104 @@ class Home:
         self.number = number
         self.closing = False
 
+    def lock(self, key: str, **options: Any) -> Any:
+        """Make a lock."""
+        return self.provider.lock(key, **options)
+
+    def do(self, result: Any) -> Any:
+        """Return what a method of a lock gave."""
+        return result
+
+    def enter(self, lock: Any) -> None:
+        """Begin a `with`."""
+        lock.__enter__()
+
+    def exit(self, lock: Any, error: BaseException | None) -> None:
+        """End a `with`."""
+        lock.__exit__(error and type(error), error, None)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for the current user."""
+        scheduler().step()
+        pause(seconds, "the end of its work", task=False)
+
+    def start(self, name: str, function: Callable[[], object]) -> Any:
+        """Start another user."""
+        thread = Thread(target=function, name=f"{name}-{len(scheduler().threads)}")
+        scheduler().start(thread)
+        return thread
+
+    def close(self) -> None:
+        """Close the provider."""
+        self.provider.close()
+
+
+class LoopHome(Home):
+    """One provider whose users are tasks of an event loop."""
+
+    loop: Loop
+
+    def __init__(self, provider: Any, options: Provider, number: int) -> None:
+        super().__init__(provider, options, number)
+        self.loop = Loop(number)
+        self.jobs: list[Job] = []
+
+    def lock(self, key: str, **options: Any) -> Any:
+        return (self.provider.alock if self.options.api == "alock" else self.provider.lock)(key, **options)
+
+    def do(self, result: Any) -> Any:
+        return await_only(result)
+
+    def enter(self, lock: Any) -> None:
+        await_only(lock.__aenter__())
+
+    def exit(self, lock: Any, error: BaseException | None) -> None:
+        await_only(lock.__aexit__(error and type(error), error, None))
+
+    def sleep(self, seconds: float) -> None:
+        pause(seconds, "the end of its work", task=True)
+
+    def start(self, name: str, function: Callable[[], object]) -> Any:
+        job = Job(self.loop, name, function)
+        self.jobs.append(job)
+        return job
+
+    def close(self) -> None:
+        if self.options.api == "alock":
+            self.provider.close()
+        else:
+            Job(self.loop, "closer", lambda: await_only(self.provider.close())).join()
+
 
 def live(simulation: Simulation, actor: Actor) -> None:
     """Use locks, one after the other."""
+    home = simulation.homes[actor.provider]
     for use in actor.uses:
         try:
-            _use(simulation, simulation.homes[actor.provider], use, actor.name, nested=False)
+            _use(simulation, home, use, actor.name, nested=False)
+            if home.loop is not None:
+                await_only(asyncio.sleep(0))  # a cancel that came at the end arrives now
         except TimeoutError as error:
             _only_signal(simulation, error)
+        except asyncio.CancelledError:
+            _take_back_cancels(simulation, actor.name)
+        if home.loop is not None and _current_task().cancelling():
+            simulation.scheduler.fail(f"a cancel of {actor.name} was swallowed")
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def _take_back_cancels(simulation: Simulation, name: str) -> None:
+    here_note(simulation, "was cancelled")
+    task = _current_task()
+    if not task.cancelling():
+        simulation.scheduler.fail(f"{name} was cancelled, though nobody cancelled it")
+    while task.cancelling():
+        task.uncancel()
 
 
 def _only_signal(simulation: Simulation, error: TimeoutError) -> None:
@@ -45,9 +143,7 @@ def _use(simulation: Simulation, home: Home, use: Use, name: str, *, nested: boo
     hold = Hold(home, use, name)
     nested = nested or simulation.has_garbage()
     simulation.used.append(hold)
-    hold.lock = home.provider.lock(
-        use.key, timeout=use.timeout, shared=use.shared, fencing=use.fencing, on_lost=hold.on_lost
-    )
+    hold.lock = home.lock(use.key, timeout=use.timeout, shared=use.shared, fencing=use.fencing, on_lost=hold.on_lost)
     closer = _close_after(simulation, hold)
     try:
         here_note(simulation, f"asks: {use}")
@@ -60,12 +156,18 @@ def _use(simulation: Simulation, home: Home, use: Use, name: str, *, nested: boo
         here_note(simulation, "was interrupted by a signal")
         hold.heard_at_release = True  # so it does not hear of a loss
         witness.end(hold)
+    except asyncio.CancelledError:
+        hold.heard_at_release = True
+        _leave_cancelled(simulation, hold)
+        raise
     finally:
-        if closer is not None:
-            closer.join()
-            if hold.closed and hold.lock is not None and hold.lock.held:
-                here.fail(f"{hold} is held, though it was closed")
-        hold.lock = None
+        try:
+            if closer is not None:
+                closer.join()
+                if hold.closed and hold.lock is not None and hold.lock.held:
+                    here.fail(f"{hold} is held, though it was closed")
+        finally:
+            hold.lock = None
 
 
 def here_note(simulation: Simulation, text: str) -> None:
@@ -74,7 +176,21 @@ def here_note(simulation: Simulation, text: str) -> None:
         simulation.scheduler.note(text)
 
 
-def _close_after(simulation: Simulation, hold: Hold) -> Thread | None:
+def _leave_cancelled(simulation: Simulation, hold: Hold) -> None:
+    """Leave as a program does whose `finally` closes the lock."""
+    began = hold.believed
+    simulation.witness.end(hold)
+    if hold.lock is None:
+        return
+    if hold.lock.held and not began and not hold.ending:
+        simulation.scheduler.fail(f"{hold} is held, though its acquire() was cancelled")
+    try:
+        hold.home.do(hold.lock.close())
+    except Exception as error:
+        simulation.witness.raised(hold, error, nested=True)
+
+
+def _close_after(simulation: Simulation, hold: Hold) -> Any:
     seconds = hold.use.closed_after
     if seconds is None:
         return None
@@ -82,26 +198,24 @@ def _close_after(simulation: Simulation, hold: Hold) -> Thread | None:
     lock = hold.lock
 
     def close() -> None:
-        simulation.sleep(seconds)
+        hold.home.sleep(seconds)
         simulation.witness.end(hold)
         here_note(simulation, f"closes {hold}")
         ticket = lock._ticket
         hold.closed = ticket is not None and ticket.state.name != "GONE"  # else it comes too early for an effect
         try:
-            lock.close()
+            hold.home.do(lock.close())
         except Exception as error:
             simulation.witness.raised(hold, error, nested=True)
 
-    thread = Thread(target=close, name="closer")
-    simulation.start(thread)
-    return thread
+    return simulation.start(hold.home, "closer", close)
 
 
 def _acquire(simulation: Simulation, hold: Hold, *, nested: bool) -> None:
     here, witness = simulation.scheduler, simulation.witness
     began, frozen = here.now, here.frozen
     try:
-        granted = hold.lock.acquire()
+        granted = hold.home.do(hold.lock.acquire())
     except Exception as error:
         if type(error) is TimeoutError:
             raise
@@ -128,17 +242,24 @@ def _failed(simulation: Simulation, hold: Hold, error: Exception, *, nested: boo
 
 
 def _with(simulation: Simulation, hold: Hold, *, nested: bool) -> None:
-    here, witness = simulation.scheduler, simulation.witness
+    here, witness, home = simulation.scheduler, simulation.witness, hold.home
     began, frozen = here.now, here.frozen
     entered = False
     try:
-        with hold.lock:
+        home.enter(hold.lock)
+        try:
             entered = True
             witness.returned(hold, began, True, frozen)
             here_note(simulation, "is in its `with`")
             _body(simulation, hold)
             here_note(simulation, "leaves its `with`")
             witness.end(hold)
+        except BaseException as error:
+            witness.end(hold)
+            home.exit(hold.lock, error)
+            raise
+        else:
+            home.exit(hold.lock, None)
     except Exception as error:
         if type(error) is TimeoutError:
             raise
@@ -158,12 +279,12 @@ def _body(simulation: Simulation, hold: Hold) -> None:
         _verify(simulation, hold)
     if use.inside is not None:
         _use(simulation, hold.home, use.inside, hold.thread, nested=True)
-    simulation.sleep(use.hold)
+    hold.home.sleep(use.hold)
 
 
 def _verify(simulation: Simulation, hold: Hold) -> None:
     try:
-        hold.lock.verify()
+        hold.home.do(hold.lock.verify())
     except Exception as error:
         if type(error) is TimeoutError:
             raise
@@ -171,7 +292,8 @@ def _verify(simulation: Simulation, hold: Hold) -> None:
 
 
 def _end(simulation: Simulation, hold: Hold) -> None:
-    lock = hold.lock
+    lock, home = hold.lock, hold.home
+    hold.ending = True
     simulation.witness.end(hold)
     here_note(simulation, f"ends its hold: {hold.use.ending}")
     match hold.use.ending:
@@ -180,16 +302,16 @@ def _end(simulation: Simulation, hold: Hold) -> None:
             simulation.drop(lock)
         case "elsewhere" if lock.held and not hold.closing:
             lock.disown()
-            simulation.start(Thread(target=partial(_close, simulation, hold, lock), name="releaser"))
+            simulation.start(home, "releaser", partial(_close, simulation, hold, lock))
         case "close":
-            lock.close()
+            home.do(lock.close())
         case _:
-            lock.release()
+            home.do(lock.release())
 
 
 def _close(simulation: Simulation, hold: Hold, lock: Any) -> None:
     try:
-        lock.close()
+        hold.home.do(lock.close())
     except Exception as error:
         simulation.witness.raised(hold, error, nested=True)
 

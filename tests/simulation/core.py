@@ -236,8 +236,6 @@ class Statement:
 PING, SETTINGS, TOKEN, TRY, WAIT, UNLOCK, HOLDS, KILL = (
     Statement(name) for name in ("ping", "settings", "token", "try", "wait", "unlock", "holds", "kill")
 )
-# Kinds of drivers: one waits for the cancel of a wait, one has the server kill it, one can only hang up.
-DRIVERS = ("cancels", "kills", "hangs up")
 
 
 def _add_dialect(core: Core) -> None:  # noqa: C901 - a class, since its base is the copy's
@@ -301,5 +299,7 @@ def _add_dialect(core: Core) -> None:  # noqa: C901 - a class, since its base is
             "cancels": whole(socket=lambda one: one, cancel=lambda one, _: one.cancel, waits_for_cancel=True),
             "kills": whole(socket=lambda one: one, number=lambda one: one.session.number, kill=KILL),
             "hangs up": whole(socket=lambda one: one),
+            "task cancels": whole(socket=lambda one: one, waits_for_cancel=True),
+            "task leaves": whole(socket=lambda one: one, number=lambda one: one.session.number, kill=KILL),
         }
     )

@@ -45,6 +45,8 @@ class Hold:
         self.closing = False
         """Another thread has called, or will call, `close`."""
         self.closed = False
+        self.ending = False
+        """Its user has begun to give it back."""
         self.told = 0
         self.seen_lost = self.heard_at_release = False
         self.session: ServerSession | None = None

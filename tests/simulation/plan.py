@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from .core import DRIVERS
 from .server import CANCELLED, DENIED, UNSUPPORTED
+from .wire import DRIVERS, TASK_DRIVERS
 
 __all__ = ["Actor", "Fault", "Plan", "Provider", "Token", "Use", "make_plan"]
 
@@ -42,6 +42,8 @@ class Token:
 class Provider:
     """The options of one provider; each stands for a process."""
 
+    api: str
+    """Its users are threads, or tasks of an event loop: over an async driver, or by `alock`."""
     driver: str
     share_sessions: bool
     max_sessions: int
@@ -96,7 +98,7 @@ class Fault:
 
 
 AT_REQUESTS = (DENIED, CANCELLED, UNSUPPORTED, "slow", "silence", "request lost", "answer lost", "killed")
-AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "collect")
+AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "collect", "cancel", "block the loop")
 SECONDS = {
     "slow": (0.05, 0.5, 1.5, 20.0),
     "silence": (0.5, 1.5, 10.0, 40.0),
@@ -104,6 +106,7 @@ SECONDS = {
     "answer lost": (0.0, 0.01, 3.0),
     "restart": (0.01, 1.0, 5.0),
     "freeze": (1.0, 5.0, 20.0),
+    "block the loop": (0.5, 1.5, 5.0, 20.0),
 }
 
 
@@ -135,8 +138,9 @@ class Plan:
 def make_plan(seed: int) -> Plan:
     """Make the plan of a seed."""
     chance = Random(seed)
-    providers = tuple(_provider(chance) for _ in range(chance.choice((1, 1, 2, 2, 3))))
     main = chance.random() < 0.4
+    count = chance.choice((1, 1, 2, 2, 3))
+    providers = tuple(_provider(chance, threads=main and number == 0) for number in range(count))
     actors = []
     for number in range(chance.choice((2, 2, 3, 3, 4, 6))):
         is_main = main and number == 0
@@ -144,13 +148,16 @@ def make_plan(seed: int) -> Plan:
         uses = tuple(_use(chance, "ab", alone=alone) for _ in range(chance.choice((1, 2, 2, 3))))
         actors.append(Actor("MainThread" if is_main else f"actor{number}", number % len(providers), is_main, uses))
     count = chance.choice((0, 0, 1, 1, 2, 3, 4))
-    return Plan(providers, tuple(actors), tuple(_fault(chance, main=main) for _ in range(count)))
+    tasks = any(provider.api != "threads" for provider in providers)
+    return Plan(providers, tuple(actors), tuple(_fault(chance, main=main, tasks=tasks) for _ in range(count)))
 
 
-def _provider(chance: Random) -> Provider:
+def _provider(chance: Random, *, threads: bool) -> Provider:
     shares = chance.random() < 0.7
+    api = "threads" if threads else chance.choice(("threads", "threads", "alock", "tasks"))
     return Provider(
-        driver=chance.choice(DRIVERS),
+        api=api,
+        driver=chance.choice(TASK_DRIVERS if api == "tasks" else DRIVERS),
         share_sessions=shares,
         max_sessions=chance.choice((2, 2, 3, 8)),
         heartbeat=chance.choice((2.0, 5.0)),
@@ -181,15 +188,19 @@ def _use(chance: Random, keys: str, *, alone: bool) -> Use:
     )
 
 
-def _fault(chance: Random, *, main: bool) -> Fault:
+def _fault(chance: Random, *, main: bool, tasks: bool) -> Fault:
     if chance.random() < 0.6:
         kind, at = chance.choice(AT_REQUESTS), 1 + int(chance.expovariate(1 / 12))
     else:
         # Not with signals: where there is no thread to be had, the main thread does its work itself, unprotected.
-        kinds = AT_STEPS if main else (*AT_STEPS, "no thread")
+        kinds = [kind for kind in AT_STEPS if tasks or kind not in {"cancel", "block the loop"}]
+        if not main:
+            kinds.append("no thread")
         kind, at = chance.choice(kinds), int(chance.expovariate(1 / 300))
         if kind == "no thread":
             at = chance.randint(1, 8)
     if main and chance.random() < 0.5:
         kind, at = "signal", int(chance.expovariate(1 / 200))
+    elif tasks and chance.random() < 0.4:
+        kind, at = "cancel", int(chance.expovariate(1 / 250))
     return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))))

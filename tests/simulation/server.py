@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from .loops import pause
 from .scheduler import Scheduler
 from .wire import Call, Connection, unreachable
 
@@ -103,8 +104,8 @@ class Server:
 
     # The way to the server.
 
-    def connect(self) -> Connection:
-        """Open a session, for the current thread."""
+    def connect(self, kind: type[Connection]) -> Connection:
+        """Open a session, for the current thread or task."""
         here = self.scheduler
         here.step()
         self.requests += 1
@@ -118,13 +119,11 @@ class Server:
                 self.harmed = True
                 unreachable()
             self.harmed = self.harmed or delay > HARMLESS
-        end = here.now + delay
-        while here.now < end:
-            here.block("the server to accept", end - here.now)
+        pause(delay, "the server to accept", task=kind.in_task)
         if self.down:
             unreachable()
         session = ServerSession(len(self.sessions) + 1, here.now)
-        connection = session.connection = Connection(self, session)
+        connection = session.connection = kind(self, session)
         self.sessions.append(session)
         here.descriptors[connection.fileno()] = connection
         self._note(f"session {session.number} opens")
@@ -184,17 +183,14 @@ class Server:
         """Hear the client close, some time later."""
         self._later(lambda: self._over(connection, lambda: self.end(connection.session)))
 
-    def cancel_from_elsewhere(self, session: ServerSession) -> None:
-        """Cancel a session's statement, for a thread that waits until that is done."""
+    def cancel_from_elsewhere(self, session: ServerSession, *, in_task: bool) -> None:
+        """Cancel a session's statement, for a thread or task that waits until that is done."""
         here = self.scheduler
         here.step()
         if self.down:
             unreachable()
         for last in (False, True):
-            delay = self.random.choice((*DELAYS, 0.2))
-            end = here.now + delay
-            while here.now < end:
-                here.block("the server to cancel", end - here.now)
+            pause(self.random.choice((*DELAYS, 0.2)), "the server to cancel", task=in_task)
             if not last:
                 self.cancel(session)
         here.step()

@@ -11,14 +11,15 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from . import wire
-from .actors import Home, here_note, live, signal_main
+from .actors import Home, LoopHome, here_note, live, signal_main
 from .core import Core
 from .invariants import Hold, Witness
+from .loops import pause, task_name
 from .plan import AT_STEPS, Actor, Fault, Plan, Provider, Token, make_plan
 from .primitives import Thread
 from .scheduler import Scheduler, use
 from .server import Server
-from .wire import Connection
+from .wire import Connection, LeavingConnection, TaskConnection
 
 __all__ = ["Outcome", "Simulation", "simulate"]
 
@@ -57,14 +58,15 @@ class Simulation:
         self.used: list[Hold] = []
         self.story: list[str] = []
         self._garbage: list[Any] = []
-        self._others: list[Thread] = []
+        self._others: list[Any] = []
         if tells:
             here.note = self._tell
         here.fails_to_start = {fault.at for fault in self.plan.faults if fault.kind == "no thread"}
 
     def _tell(self, text: str) -> None:
         here = self.scheduler
-        self.story.append(f"{here.now - 1_000_000:10.4f}  {here.current.name:<16} {text}")
+        name = task_name() or here.current.name
+        self.story.append(f"{here.now - 1_000_000:10.4f}  {name:<16} {text}")
 
     # For actors.
 
@@ -76,11 +78,11 @@ class Simulation:
         while here.now < end:
             here.block("the end of its work", end - here.now)
 
-    def start(self, thread: Thread) -> None:
-        """Start a thread that the end waits for."""
-        self._others.append(thread)
-        thread.name = f"{thread.name}-{len(self.scheduler.threads)}"
-        self.scheduler.start(thread)
+    def start(self, home: Home, name: str, function: Callable[[], object]) -> Any:
+        """Start a thread or task that the end waits for."""
+        other = home.start(name, function)
+        self._others.append(other)
+        return other
 
     def drop(self, lock: Any) -> None:
         """Let a lock object become garbage: soon, at any step of any thread."""
@@ -88,8 +90,7 @@ class Simulation:
         self._garbage.append((here.current, lock))
         del lock
         here.at_step(here.steps + here.random.choice((1, 5, 30, 200)), self._collect)
-        collector = Thread(target=self._collect_later, name="collector")
-        self.start(collector)
+        self._others.append(Home.start(self.homes[0], "collector", self._collect_later))
 
     def _collect_later(self) -> None:
         self.sleep(1.0)
@@ -120,8 +121,9 @@ class Simulation:
             self._garbage.clear()
         return Outcome(here.failure, here.steps, here.now - 1_000_000, here.stacks, self.story)
 
-    def _connect(self, number: int) -> Connection:
-        connection = self.server.connect()
+    def _connect(self, number: int, driver: str) -> Connection:
+        kinds = {"task cancels": TaskConnection, "task leaves": LeavingConnection}
+        connection = self.server.connect(kinds.get(driver, Connection))
         connection.home = self.homes[number]
         return connection
 
@@ -133,7 +135,8 @@ class Simulation:
         actors = [self._actor(actor) for actor in self.plan.actors]
         for home in self.homes:
             if home.options.closes_after is not None:
-                self.start(Thread(target=lambda home=home: self._close_later(home), name="closer"))
+                closer = Home.start(home, "closer", lambda home=home: self._close_later(home))  # type: ignore[misc]
+                self._others.append(closer)
         end = self.scheduler.now + HORIZON
         for thread in actors:
             thread.join(end - self.scheduler.now)
@@ -150,13 +153,12 @@ class Simulation:
     def _settle(self) -> None:
         here = self.scheduler
         self._collect()
-        if any(fault.kind == "signal" for fault in self.plan.faults):
+        if any(fault.kind in {"signal", "cancel"} for fault in self.plan.faults):
             gc.collect()  # a signal may strike before a release has begun: then the object's end releases
         if here.refused:  # what waits for a thread is done with the next acquisition
             here.fails_to_start.clear()
             for home in self.homes:
-                with suppress(Exception), home.provider.lock("z", timeout=0):
-                    pass
+                self._touch(home)
         self._rest(8.0)
         self.witness.check_rest(self.homes, self.used)
         for home in self.homes:
@@ -164,6 +166,12 @@ class Simulation:
         self._rest(15.0)
         for session in self.server.living():
             here.fail(f"session {session.number} is open after the end of its provider")
+        for home in self.homes:
+            if isinstance(home, LoopHome):
+                if home.loop.unfinished():
+                    here.fail(f"tasks go on after the end of their provider: {', '.join(home.loop.unfinished())}")
+                home.loop.stop()
+                home.loop.thread.join()
         signalled = any(fault.kind == "signal" for fault in self.plan.faults)
         running = [
             thread.name
@@ -174,6 +182,15 @@ class Simulation:
         if running:
             here.fail(f"threads go on after the end of their provider: {', '.join(running)}")
 
+    def _touch(self, home: Home) -> None:
+        def use() -> None:
+            lock = home.lock("z", timeout=0)
+            with suppress(Exception):
+                home.enter(lock)
+                home.exit(lock, None)
+
+        home.start("last", use).join()
+
     def _rest(self, seconds: float) -> None:
         """Let everything settle; a fault, which may come only now, takes longer."""
         frozen = self.scheduler.frozen
@@ -182,18 +199,24 @@ class Simulation:
             self.sleep(SETTLED)
 
     def _home(self, number: int, options: Provider) -> Home:
-        provider = self.core.LockProvider(
+        kind = LoopHome if options.api != "threads" else Home
+        provider = (self.core.AsyncLockProvider if options.api == "tasks" else self.core.LockProvider)(
             wire.engine_for(options.driver, number),
             heartbeat=options.heartbeat,
             lease=options.lease,
             max_sessions=options.max_sessions,
             share_sessions=options.share_sessions,
         )
-        home = Home(provider, options, number)
+        home = kind(provider, options, number)
+        if isinstance(home, LoopHome):
+            self.scheduler.start(home.loop.thread)
         provider.listen(lambda event: self.witness.heard(home, event))
         return home
 
-    def _actor(self, actor: Actor) -> Thread:
+    def _actor(self, actor: Actor) -> Any:
+        home = self.homes[actor.provider]
+        if isinstance(home, LoopHome):
+            return home.start(actor.name, lambda: live(self, actor))
         thread = Thread(target=lambda: live(self, actor), name=actor.name)
         if actor.is_main:
             self.scheduler.main = thread
@@ -209,6 +232,8 @@ class Simulation:
             "freeze": lambda: self._freeze(fault.seconds),
             "signal": lambda: signal_main(self),
             "collect": self._collect,
+            "cancel": self._cancel,
+            "block the loop": lambda: self._block(fault.seconds),
         }
         if fault.kind in actions:
             here.at_step(here.steps + fault.at, actions[fault.kind])
@@ -218,6 +243,23 @@ class Simulation:
         self.server.harm_leases(seconds)
         self.scheduler.freeze(seconds)
 
+    def _cancel(self) -> None:
+        jobs = [job for home in self.homes if isinstance(home, LoopHome) for job in home.jobs if not job.done]
+        jobs = [job for job in jobs if job.name.startswith("actor")]
+        if jobs:
+            job = self.scheduler.random.choice(jobs)
+            here_note(self, f"fault: {job.name} is cancelled")
+            job.cancel()
+
+    def _block(self, seconds: float) -> None:
+        homes = [home for home in self.homes if isinstance(home, LoopHome)]
+        home = self.scheduler.random.choice(homes)
+        here_note(self, f"fault: {home.loop.thread.name} is blocked for {seconds} s")
+        self.server.harm_leases(seconds)
+        self.witness.slow += 2 * seconds
+        with suppress(RuntimeError):  # closed
+            home.loop.call_soon_threadsafe(lambda: pause(seconds, "what blocks the loop", task=False))
+
     def _close_later(self, home: Home) -> None:
         assert home.options.closes_after is not None
         self.sleep(home.options.closes_after)
@@ -226,7 +268,7 @@ class Simulation:
     def _close(self, home: Home) -> None:
         home.closing = True
         here_note(self, f"closes provider {home.number}")
-        home.provider.close()
+        home.close()
 
 
 @contextmanager

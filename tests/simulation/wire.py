@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import select
 from collections.abc import Callable
-from functools import cache, partial
+from contextlib import suppress
+from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from .primitives import Event
 from .scheduler import scheduler
@@ -20,7 +24,21 @@ from .scheduler import scheduler
 if TYPE_CHECKING:
     from .server import Server, ServerSession
 
-__all__ = ["Call", "Connection", "Epoll", "Error", "OperationalError", "Poll", "Socket", "engine_for", "open_now"]
+__all__ = [
+    "DRIVERS",
+    "TASK_DRIVERS",
+    "Call",
+    "Connection",
+    "Epoll",
+    "Error",
+    "LeavingConnection",
+    "OperationalError",
+    "Poll",
+    "Socket",
+    "TaskConnection",
+    "engine_for",
+    "open_now",
+]
 
 
 class Error(Exception):
@@ -40,6 +58,10 @@ class OperationalError(Error):
 
 
 GONE = "gone"
+# Kinds of drivers: one waits for the cancel of a wait, one has the server kill it, one can only hang up.
+DRIVERS = ("cancels", "kills", "hangs up")
+# For tasks: one has the server cancel a statement, one leaves it there.
+TASK_DRIVERS = ("task cancels", "task leaves")
 # An unlock waits so long behind its owner's wait on the same session, in seconds; then the session ends.
 QUEUED = 60.0
 
@@ -73,8 +95,42 @@ class Call:
         return self.row
 
 
+class TaskCall(Call):
+    """A statement under way in a task."""
+
+    def __init__(self, statement: str, values: dict[str, Any]) -> None:
+        super().__init__(statement, values)
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def answer(self, row: tuple[Any, ...] | None, error: str | None = None) -> None:
+        if not self.answered:
+            self.answered, self.row, self.error = True, row, error
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._resolve)
+
+    def _resolve(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def result(self, cancel: Callable[[], None] | None) -> tuple[Any, ...] | None:
+        """Wait for the answer; a task that is cancelled has the server cancel the statement and waits for its end."""
+        try:
+            await asyncio.wait([self._future])
+        except asyncio.CancelledError:
+            if cancel is not None:
+                await greenlet_spawn(cancel)
+                await asyncio.wait([self._future])
+            raise
+        if self.error is not None:
+            raise OperationalError(self.error)
+        return self.row
+
+
 class Connection:
     """A driver's connection, and the way to the server, which may be cut."""
+
+    in_task = False
 
     def __init__(self, server: Server, session: ServerSession) -> None:
         self.server = server
@@ -114,15 +170,21 @@ class Connection:
             scheduler().fail(f"two threads use session {self.session.number} at one time")
         if self.gone:
             raise OperationalError(GONE)
-        call = self.call = Call(statement, values)
+        call = self.call = self._call(statement, values)
         try:
             self.server.send(self, call)
-            row = call.wait()
+            row = self._wait(call)
         finally:
             self.call = None
             self.broken = self.broken or not call.answered
         scheduler().step()
         return row
+
+    def _call(self, statement: str, values: dict[str, Any]) -> Call:
+        return Call(statement, values)
+
+    def _wait(self, call: Any) -> tuple[Any, ...] | None:
+        return call.wait()  # type: ignore[no-any-return]
 
     def hang_up(self) -> None:
         """See the other end closed."""
@@ -143,7 +205,26 @@ class Connection:
 
     def cancel(self) -> None:
         """Cancel the statement under way, and wait until the server has done so."""
-        self.server.cancel_from_elsewhere(self.session)
+        self.server.cancel_from_elsewhere(self.session, in_task=self.in_task)
+
+
+class TaskConnection(Connection):
+    """A connection of an async driver, which has the server cancel what its task is called away from."""
+
+    in_task = True
+    cancels = True
+
+    def _call(self, statement: str, values: dict[str, Any]) -> Call:
+        return TaskCall(statement, values)
+
+    def _wait(self, call: Any) -> tuple[Any, ...] | None:
+        return await_only(call.result(self.cancel if self.cancels else None))  # type: ignore[no-any-return]
+
+
+class LeavingConnection(TaskConnection):
+    """One that leaves a statement at the server, and is of no use then."""
+
+    cancels = False
 
 
 class Cursor:
@@ -272,21 +353,25 @@ class Dialect(DefaultDialect):
         return getattr(e, "code", "") == GONE
 
 
+class TaskDialect(Dialect):
+    """The same over an async driver."""
+
+    is_async = True
+
+
 registry.register("simulated", __name__, "Dialect")
-open_now: list[Callable[[int], Connection]] = []
+registry.register("simulated.tasks", __name__, "TaskDialect")
+open_now: list[Callable[[int, str], Connection]] = []
 """Opens a connection to the server of the simulation that runs, for one of its providers."""
 
 
 @cache
 def engine_for(driver: str, number: int) -> Any:
     """Return the engine of a provider, over a driver of a kind; all simulations use the same ones."""
-    engine = create_engine("simulated://", poolclass=NullPool, creator=partial(_open, number))
+    url = "simulated+tasks://" if driver in TASK_DRIVERS else "simulated://"
+    engine = create_engine(url, poolclass=NullPool, creator=lambda: open_now[-1](number, driver))
     engine.dialect.driver = driver
-    return engine
-
-
-def _open(number: int) -> Any:
-    return open_now[-1](number)
+    return AsyncEngine(engine) if driver in TASK_DRIVERS else engine
 
 
 def unreachable() -> NoReturn:
