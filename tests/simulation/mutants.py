@@ -13,6 +13,7 @@ __all__ = ["MUTANTS", "OPEN", "Mutant"]
 
 LOCK, STATE, POLICY = "lock.py", "coordination/state.py", "coordination/policy.py"
 COORDINATOR, EVENTS, MAIN = "coordination/coordinator.py", "coordination/events.py", "coordination/main_thread.py"
+CONTEXTS, WORKERS = "coordination/contexts.py", "sessions/workers.py"
 SESSION, WATCH, WAITS, POOL = "sessions/session.py", "sessions/watch.py", "sessions/timeouts.py", "sessions/pool.py"
 
 
@@ -65,6 +66,14 @@ MUTANTS: dict[str, Mutant] = {
             LOCK,
             "        if in_main_thread():\n            ticket = self._ticket\n",
             "        if False:\n            ticket = self._ticket\n",
+        ),
+    ),
+    "B3": _mutant(
+        "a task that gets no thread for the unlock leaves the lock",
+        (
+            CONTEXTS,
+            "        except LockConnectionError:\n            return function(*args, **kwargs)  # the loop",
+            "        except LockConnectionError:\n            raise  # the loop",
         ),
     ),
     "B4": _mutant(
@@ -295,6 +304,23 @@ MUTANTS: dict[str, Mutant] = {
             "                if owner is not None:\n                    self._owned[ticket.owner] = place\n",
         ),
         lines=True,
+    ),
+    "cancelled-opening": _mutant(
+        "a session that opens for a cancelled task is forgotten",
+        (
+            WORKERS,
+            "        task.add_done_callback(lambda done: _hand_over(done, otherwise))\n        raise\n",
+            "        raise\n",
+        ),
+    ),
+    "cancelled-wait": _mutant(
+        "the wait of a cancelled task goes on",
+        (CONTEXTS, "            background(greenlet_spawn(_insist, stop, task.done, pause))\n", ""),
+    ),
+    "cancel-kept": _mutant("a cancel of our own is not taken back", (WAITS, "        task.uncancel()\n", "")),
+    "task-unwoken": _mutant(
+        "another thread wakes a task without its loop",
+        (CONTEXTS, "            self._loop.call_soon_threadsafe(self._resolve)\n", "            self._resolve()\n"),
     ),
     "lost-wake": _mutant(
         "the release of a shared hold forgets one holder",

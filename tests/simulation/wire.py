@@ -119,8 +119,9 @@ class TaskCall(Call):
             await asyncio.wait([self._future])
         except asyncio.CancelledError:
             if cancel is not None:
-                await greenlet_spawn(cancel)
-                await asyncio.wait([self._future])
+                with suppress(OperationalError):
+                    await greenlet_spawn(cancel)
+                    await asyncio.wait([self._future])
             raise
         if self.error is not None:
             raise OperationalError(self.error)
