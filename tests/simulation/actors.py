@@ -141,7 +141,7 @@ def _only_signal(simulation: Simulation, error: TimeoutError) -> None:
 def _use(simulation: Simulation, home: Home, use: Use, name: str, *, nested: bool) -> None:
     here, witness = simulation.scheduler, simulation.witness
     hold = Hold(home, use, name)
-    nested = nested or simulation.has_garbage()
+    nested = nested or simulation.has_garbage() or (simulation.abandoned and name == "MainThread")
     simulation.used.append(hold)
     hold.lock = home.lock(use.key, timeout=use.timeout, shared=use.shared, fencing=use.fencing, on_lost=hold.on_lost)
     closer = _close_after(simulation, hold)
@@ -154,6 +154,7 @@ def _use(simulation: Simulation, home: Home, use: Use, name: str, *, nested: boo
     except TimeoutError as error:
         _only_signal(simulation, error)
         here_note(simulation, "was interrupted by a signal")
+        simulation.abandoned = simulation.abandoned or hold.believed
         hold.heard_at_release = True  # so it does not hear of a loss
         witness.end(hold)
     except asyncio.CancelledError:

@@ -57,6 +57,8 @@ class Simulation:
         self.homes: list[Home] = []
         self.used: list[Hold] = []
         self.story: list[str] = []
+        self.abandoned = False
+        """A signal took the main thread away from a lock that it held; a helper may refer to that still."""
         self._garbage: list[Any] = []
         self._others: list[Any] = []
         if tells:
