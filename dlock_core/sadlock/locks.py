@@ -135,6 +135,7 @@ class BaseSadLock(LockObject, Generic[G]):
         try:
             with self._asking(context, timeout):
                 self._check_free()
+                place.connect()
                 hold = self._hold = self._take(place)
         finally:
             if hold is None:

@@ -216,8 +216,8 @@ class Options:
 class Place:
     """The caller's connection or session, brought into the state that the question for a lock needs.
 
-    This is SQLAlchemy's own work, which may wait for its pool. It is done in the caller's thread, even when a helper
-    thread asks the server then.
+    This is SQLAlchemy's own work, which may wait for its pool. It is done in the caller's thread, since a session may
+    belong to it, even when a helper thread asks the server then.
 
     Args:
         subject: What the caller gave.
@@ -235,8 +235,11 @@ class Place:
             self.bind = subject
             if self._begun:
                 subject.begin()
-        if isinstance(self.bind, Connection) and not in_transaction:
-            _ = self.bind.connection  # connects anew if it was invalidated
+
+    def connect(self) -> None:
+        """Connect anew if the connection was invalidated; in a thread of ours, where no signal disturbs the pool."""
+        if isinstance(self.bind, Connection):
+            _ = self.bind.connection
 
     def leave(self) -> None:
         """Leave no transaction behind where there was none.

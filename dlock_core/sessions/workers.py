@@ -197,7 +197,10 @@ def see_through(
         task.add_done_callback(lambda done: _hand_over(done, otherwise))
         task.cancel()
         raise TimeoutError
-    return task.result()
+    try:
+        return task.result()
+    finally:
+        del task  # its error refers to this frame: what that refers to would wait for the garbage collector
 
 
 def _hand_over(done: asyncio.Future[R], otherwise: Callable[[R], object]) -> None:
