@@ -20,6 +20,8 @@ import pytest
 from tests.contract.house import House
 from tests.servers import Proxy
 
+from .freezing import freeze
+
 pytestmark = pytest.mark.slow  # it waits for what takes a minute
 
 # Longer than the default heartbeat and its deadline together.
@@ -50,7 +52,7 @@ class Program:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Freeze it during a `with` block."""
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process)
         yield
         self.process.send_signal(signal.SIGCONT)
 

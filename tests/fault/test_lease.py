@@ -18,6 +18,8 @@ from tests.contract.house import House, until
 from tests.contract.persons import AnyLock
 from tests.servers import Proxy
 
+from .freezing import freeze
+
 LEASE = 2
 HEARTBEAT = 1
 # The heartbeat, its deadline, the watch's round, and what a busy machine adds.
@@ -60,7 +62,7 @@ def test_a_frozen_holder_loses_its_lock_and_knows_it_before_it_is_asked(house: H
         stranger = house.stranger()
         assert not stranger.acquire("k", timeout=0)
         frozen = time.monotonic()
-        holder.send_signal(signal.SIGSTOP)
+        freeze(holder)
         assert stranger.acquire("k", timeout=10)
         assert time.monotonic() - frozen < 3
         holder.send_signal(signal.SIGCONT)
@@ -80,7 +82,7 @@ def test_a_frozen_waiter_does_not_take_an_old_grant_for_a_new_one(house: House) 
     with frozen_holder(house) as waiter:
         assert said(waiter) == "asks"
         until(lambda: house.witness.waiters() == 1, "the wait at the server")
-        waiter.send_signal(signal.SIGSTOP)
+        freeze(waiter)
         stranger.release()
         until(lambda: house.witness.holders() == 1, "the grant that is not read")
         assert stranger.acquire("k", timeout=10)

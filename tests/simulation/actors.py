@@ -32,6 +32,8 @@ class Home:
         self.options = options
         self.number = number
         self.closing = False
+        self.blocked = 0.0
+        """Seconds for which its event loop stood still."""
 
     def lock(self, key: str, **options: Any) -> Any:
         """Make a lock."""

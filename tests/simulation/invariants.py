@@ -208,7 +208,8 @@ class Witness:
             case "UnsupportedError":
                 excused, code = True, UNSUPPORTED
             case "LockConnectionError" if code != CANCELLED:
-                excused = trouble or bool(self.server.errors) or self.scheduler.frozen > PATIENT
+                stood_still = self.scheduler.frozen + hold.home.blocked > PATIENT
+                excused = trouble or bool(self.server.errors) or stood_still
             case _:
                 excused = code in {DENIED, CANCELLED, DEADLOCK, UNSUPPORTED}
         if code in {DENIED, CANCELLED, UNSUPPORTED} and not trouble:

@@ -259,6 +259,7 @@ class Simulation:
         here_note(self, f"fault: {home.loop.thread.name} is blocked for {seconds} s")
         self.server.harm_leases(seconds)
         self.witness.slow += 2 * seconds
+        home.blocked += seconds
         with suppress(RuntimeError):  # closed
             home.loop.call_soon_threadsafe(lambda: pause(seconds, "what blocks the loop", task=False))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 
 from .core import SOURCE, Core, load
@@ -10,10 +12,11 @@ from .plan import Token, make_plan
 from .search import find, shrink, story
 from .simulation import quiet, simulate
 
-# How many schedules `make test` and `make test-all` run; fresh ones are for `make simulate`.
-FIRST, COARSE, LINES = 150, 2_000, 300
+# How many schedules `make test` runs, always the same ones and fresh ones; and `make test-all`, in so many parts.
+FIRST, FRESH = 150, 20
+COARSE, PARTS, LINES = 20_000, 8, 500
 # How many may be needed to find a mutant.
-BUDGET = 6_000
+BUDGET = 8_000
 QUICK = ("C2", "D1", "E4", "mode-mixed-up")
 
 
@@ -35,11 +38,18 @@ def test_no_schedule_breaks_a_promise(core: Core) -> None:
     assert_sound(core, 0, FIRST)
 
 
+def test_no_fresh_schedule_breaks_a_promise(core: Core) -> None:
+    """Other seeds in every run."""
+    assert_sound(core, secrets.randbelow(10**9), FRESH)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_no_schedule_of_many_breaks_a_promise(core: Core) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_schedule_of_many_breaks_a_promise(core: Core, part: int) -> None:
     """Some thousands of seeds."""
-    assert_sound(core, 1_000, COARSE)
+    share = COARSE // PARTS
+    assert_sound(core, FIRST + part * share, share)
 
 
 @pytest.mark.slow
