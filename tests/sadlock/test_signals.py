@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 # For each kind on each row.
-SIGNALS = [250, pytest.param(2000, marks=(pytest.mark.slow, pytest.mark.timeout(300)))]
+SIGNALS = [250, pytest.param(2000, marks=(pytest.mark.slow, pytest.mark.timeout(600)))]
 SEED = 20261128
 # Between a call and our first line, no library can help: then a lock on a connection is free when the connection is
 # closed or asked for it again. All others are free when the lock object is garbage.
