@@ -106,7 +106,7 @@ def test_a_close_after_the_grant_and_before_acquire_returns_is_said(house: House
         await first.release()
 
     async def both() -> list[Any]:
-        return await asyncio.gather(close_second(), second.acquire(), return_exceptions=True)
+        return list(await asyncio.gather(close_second(), second.acquire(), return_exceptions=True))
 
     _, error = asyncio.run(both())
     assert isinstance(error, LockStateError)
