@@ -333,8 +333,9 @@ MUTANTS: dict[str, Mutant] = {
 }
 
 OPEN = (
-    *("A1", "A2", "D6", "E1", "F2-signal", "grant-on-dead-session", "hand-on-dead-session", "ask-before-unlocked"),
-    *("doubt-kept", "lease-believed", "signal-keeps", "granted-meanwhile", "loss-untold", "opened-after-close"),
-    *("own-name-again", "never-settled", "no-cycles", "place-leaked", "stuck-jobs", "owner-read-twice", "lost-wake"),
+    *("A1", "A2", "B3", "B4", "D6", "E1", "F2-signal", "grant-on-dead-session", "hand-on-dead-session"),
+    *("ask-before-unlocked", "doubt-kept", "lease-believed", "signal-keeps", "granted-meanwhile", "loss-untold"),
+    *("opened-after-close", "own-name-again", "never-settled", "no-cycles", "place-leaked", "stuck-jobs"),
+    *("owner-read-twice", "lost-wake", "cancelled-wait", "cancel-kept"),
 )
 """Not found yet in the schedules that were tried, or not measured: the work that is left."""
