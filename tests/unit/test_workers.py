@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import subprocess
 import sys
@@ -10,14 +9,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 
 import pytest
-from sqlalchemy.util import greenlet_spawn
 
 from dlock_core.sessions import workers as threads
-from dlock_core.sessions.workers import Serial, Workers, see_through
+from dlock_core.sessions.workers import Serial, Workers
 from tests.ids import stable
 
 N = 12
@@ -276,23 +273,3 @@ def test_what_is_left_of_the_jobs_in_order_runs_at_the_end_of_the_program(
     serial.put(lambda: done.append(threading.get_ident()))
     serial.finish()
     assert done == [threading.get_ident()]
-
-
-def test_the_error_of_a_task_that_is_seen_through_keeps_nothing_alive() -> None:
-    """A lock object in its traceback would hold its lock until the collector comes."""
-    seen: list[weakref.ref[Thing]] = []
-
-    def fail(thing: Thing) -> None:
-        seen.append(weakref.ref(thing))
-        raise ZeroDivisionError
-
-    async def ask() -> None:
-        with suppress(ZeroDivisionError):
-            await greenlet_spawn(see_through, partial(fail, Thing()))
-
-    gc.disable()
-    try:
-        asyncio.run(ask())
-        assert seen[0]() is None
-    finally:
-        gc.enable()
