@@ -115,7 +115,6 @@ class Person:
         """Halt it with SIGSTOP."""
         assert self.process.pid
         os.kill(self.process.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def close(self) -> None:
         """End it."""
