@@ -101,6 +101,9 @@ class Witness:
         self._check_server(hold)
         if hold.session is not None and hold.session.connection.hung_up_at + PROOF < self.scheduler.awake:
             self.scheduler.fail(f"{hold} began on a session whose end was seen before")
+        if hold.session is not None and not hold.session.alive:  # a loss that nobody has seen yet
+            self._see_told(hold, hold.session)
+            return
         for other in self.holds:
             if other is not hold and other.use.key == hold.use.key and not (other.use.shared and hold.use.shared):
                 self._refute(other, f"{hold} began")
@@ -139,7 +142,9 @@ class Witness:
         return not session.alive and self.scheduler.now <= session.died + self._bound(hold.home.options, session)
 
     def _bound(self, options: Provider, session: ServerSession) -> float:
-        """Return within which time the end of a session must be known."""
+        """Return within which time the end of a session must be known; the end of a lease needs nobody to tell it."""
+        if session.lease_over:
+            return 0.0
         bound = VISIBLE
         if session.connection.silent or session.connection.harm == "silence" or not session.connection.hung_up:
             bound += options.heartbeat + min(10.0, options.heartbeat) + TICKS
@@ -151,8 +156,10 @@ class Witness:
         """See to it that a loss is told in time."""
         for hold in self.holds:
             if hold.session is session and hold.believed:
-                bound = self._bound(hold.home.options, session)
-                self._look_later(hold, session, bound, self.scheduler.frozen)
+                self._see_told(hold, session)
+
+    def _see_told(self, hold: Hold, session: ServerSession) -> None:
+        self._look_later(hold, session, self._bound(hold.home.options, session), self.scheduler.frozen)
 
     def _look_later(self, hold: Hold, session: ServerSession, bound: float, frozen: float) -> None:
         def look() -> None:

@@ -87,11 +87,13 @@ class Actor:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, at a request to the server or at a step of the schedule."""
+    """What goes wrong, at a request to the server, at a step of the schedule, or at a time."""
 
     kind: str
     at: int
     seconds: float = 0.0
+    when: float | None = None
+    """Seconds from the beginning; then `at` says nothing."""
 
     def __str__(self) -> str:
         return f"{self.kind}" + (f" for {self.seconds} s" if self.seconds else "")
@@ -99,6 +101,8 @@ class Fault:
 
 AT_REQUESTS = (DENIED, CANCELLED, UNSUPPORTED, "slow", "silence", "request lost", "answer lost", "killed")
 AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "collect", "cancel", "block the loop")
+NO_THREAD = "no thread"
+AT_TIMES = frozenset(AT_STEPS) - {"collect"}
 SECONDS = {
     "slow": (0.05, 0.5, 1.5, 20.0),
     "silence": (0.5, 1.5, 10.0, 40.0),
@@ -195,12 +199,15 @@ def _fault(chance: Random, *, main: bool, tasks: bool) -> Fault:
         # Not with signals: where there is no thread to be had, the main thread does its work itself, unprotected.
         kinds = [kind for kind in AT_STEPS if tasks or kind not in {"cancel", "block the loop"}]
         if not main:
-            kinds.append("no thread")
+            kinds.append(NO_THREAD)
         kind, at = chance.choice(kinds), int(chance.expovariate(1 / 300))
-        if kind == "no thread":
-            at = chance.randint(1, 8)
     if main and chance.random() < 0.5:
         kind, at = "signal", int(chance.expovariate(1 / 200))
     elif tasks and chance.random() < 0.4:
         kind, at = "cancel", int(chance.expovariate(1 / 250))
-    return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))))
+    elif not main and chance.random() < 0.1:
+        kind, at = NO_THREAD, 0
+    if kind == NO_THREAD:
+        at = 1 + int(chance.expovariate(1 / 3))
+    when = round(chance.expovariate(1 / 8), 3) if kind in AT_TIMES and chance.random() < 0.4 else None
+    return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))), when)

@@ -51,6 +51,7 @@ class ServerSession:
     died: float = 0.0
     locks: Counter[tuple[Any, bool]] = field(default_factory=Counter)
     lease: float | None = None
+    lease_over: bool = False
     wait: Wait | None = None
     busy: bool = False
     connection: Connection = field(init=False)
@@ -248,6 +249,7 @@ class Server:
         def look() -> None:
             if session.alive and session.heard == heard and not session.busy:
                 self._note(f"session {session.number}: its lease is over")
+                session.lease_over = True
                 self._harm(session.connection, "lease")
                 self.end(session)
 

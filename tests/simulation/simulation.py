@@ -15,7 +15,7 @@ from .actors import Home, LoopHome, here_note, live, signal_main
 from .core import Core
 from .invariants import Hold, Witness
 from .loops import pause, task_name
-from .plan import AT_STEPS, Actor, Fault, Plan, Provider, Token, make_plan
+from .plan import AT_STEPS, NO_THREAD, Actor, Fault, Plan, Provider, Token, make_plan
 from .primitives import Thread
 from .scheduler import Scheduler, use
 from .server import Server
@@ -50,7 +50,7 @@ class Simulation:
         self.plan: Plan = make_plan(token.seed).without(token.dropped)
         self.core = core
         self.scheduler = here = Scheduler(f"{token.seed}/{token.order}")
-        requests = {fault.at: fault for fault in self.plan.faults if fault.kind not in (*AT_STEPS, "no thread")}
+        requests = {fault.at: fault for fault in self.plan.faults if fault.kind not in (*AT_STEPS, NO_THREAD)}
         self.server = Server(here, f"{token.seed}/{token.order}/server", requests)
         self.witness = Witness(here, self.server)
         self.witness.slow = 2 * sum(fault.seconds for fault in self.plan.faults)
@@ -63,7 +63,7 @@ class Simulation:
         self._others: list[Any] = []
         if tells:
             here.note = self._tell
-        here.fails_to_start = {fault.at for fault in self.plan.faults if fault.kind == "no thread"}
+        here.fails_to_start = {fault.at for fault in self.plan.faults if fault.kind == NO_THREAD}
 
     def _tell(self, text: str) -> None:
         here = self.scheduler
@@ -237,7 +237,9 @@ class Simulation:
             "cancel": self._cancel,
             "block the loop": lambda: self._block(fault.seconds),
         }
-        if fault.kind in actions:
+        if fault.when is not None:
+            here.after(fault.when, actions[fault.kind])
+        elif fault.kind in actions:
             here.at_step(here.steps + fault.at, actions[fault.kind])
 
     def _freeze(self, seconds: float) -> None:
