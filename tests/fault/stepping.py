@@ -8,6 +8,7 @@ https://github.com/python/cpython/blob/3.11/Python/ceval.c (CHECK_EVAL_BREAKER)
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ class _Stepper:
 def interrupted_at(moment: int) -> Iterator[_Stepper]:
     """Interrupt what is called inside at that moment, counted from 1; `hit` tells whether it lasted so long."""
     stepper = _Stepper(moment)
+    collects = gc.isenabled()
+    gc.disable()  # it would run at any moment, and what a finaliser raises is dropped
     sys._getframe().f_trace_opcodes = True  # Python 3.12 must have seen one when the tracing begins
     sys.settrace(stepper.enter)
     try:
@@ -71,3 +74,5 @@ def interrupted_at(moment: int) -> Iterator[_Stepper]:
         traceback.clear_frames(error.__traceback__)  # from Python 3.12 on its tracing keeps them alive
     finally:
         sys.settrace(None)
+        if collects:
+            gc.enable()

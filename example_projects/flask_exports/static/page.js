@@ -1,7 +1,7 @@
 "use strict";
 
-// A report is "idle", "mine" (this window exports it), "done", "elsewhere" (another window does), or "refused" (it does, and
-// the user clicked here).
+// A report is "idle", "mine" (this window exports it), "done", "stopped" (cancelled, or the server did not answer),
+// "elsewhere" (another window exports it), or "refused" (it does, and the user clicked here).
 class Report {
   constructor(section) {
     this.section = section;
@@ -47,7 +47,7 @@ class Report {
         this.show("refused", (await answer.json()).busy);
       }
     } catch (error) {
-      this.show("idle", error.name === "AbortError" ? "Cancelled." : "The server does not answer.");
+      this.show("stopped", error.name === "AbortError" ? "Cancelled." : "The server does not answer.");
     }
   }
 
@@ -62,7 +62,7 @@ class Report {
     if (!answer?.ok || this.state === "mine") return;
     const { running, file } = await answer.json();
     if (this.state === "mine") return;
-    if (!running && this.state !== "done") this.showFile("idle", file);
+    if (!running && !["done", "stopped"].includes(this.state)) this.showFile("idle", file);
     if (running && this.state !== "refused") this.show("elsewhere", "Running in another window");
   }
 }
