@@ -56,13 +56,18 @@ class Report {
     else this.progress(done, of);
   }
 
+  // What the server says is news, unless it is about this window's own export, which runs or has just been stopped.
+  get listens() {
+    return !["mine", "stopped"].includes(this.state);
+  }
+
   async look() {
-    if (this.state === "mine") return;
+    if (!this.listens) return;
     const answer = await fetch(this.section.dataset.url).catch(() => null);
-    if (!answer?.ok || this.state === "mine") return;
+    if (!answer?.ok || !this.listens) return;
     const { running, file } = await answer.json();
-    if (this.state === "mine") return;
-    if (!running && !["done", "stopped"].includes(this.state)) this.showFile("idle", file);
+    if (!this.listens) return;
+    if (!running && this.state !== "done") this.showFile("idle", file);
     if (running && this.state !== "refused") this.show("elsewhere", "Running in another window");
   }
 }
