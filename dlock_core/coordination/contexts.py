@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import LockConnectionError
-from ..sessions.workers import INSIST, background, see_through
+from ..sessions.workers import INSIST, background, over, see_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,15 +167,14 @@ class Greenlet(Context):
     def wait_apart(self, function: Callable[[], R], stop: Callable[[], None]) -> R:
         task = background(greenlet_spawn(function))
         try:
-            return await_only(asyncio.shield(task))
+            await_only(over(task))
         except asyncio.CancelledError:
-            task.add_done_callback(partial(_report, log.debug))
-
-            def pause(seconds: float) -> None:
-                await_only(asyncio.wait([task], timeout=seconds))
-
-            background(greenlet_spawn(_insist, stop, task.done, pause))
+            _leave(task, stop)
             raise
+        try:
+            return task.result()
+        finally:
+            del task  # its error refers to this frame
 
     def shield(self, function: Callable[[], R]) -> R:
         return see_through(function)
@@ -200,29 +199,35 @@ class Threaded(Greenlet):
         return WORKER
 
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._await(self._begin(partial(function, *args, **kwargs)))
+        self._begin(partial(function, *args, **kwargs))
+        return self._await()  # type: ignore[no-any-return]
 
     def finish(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            future = self._begin(partial(function, *args, **kwargs))
+            self._begin(partial(function, *args, **kwargs))
         except LockConnectionError:
             return function(*args, **kwargs)  # the loop stands still for one answer, but no lock is left behind
-        return self._await(future)
+        return self._await()  # type: ignore[no-any-return]
 
-    def _begin(self, function: Callable[[], R]) -> Future[R]:
+    def _begin(self, function: Callable[[], object]) -> None:
         try:
-            self._running = future = self._workers.submit(partial(copy_context().run, function))
+            self._running = self._workers.submit(partial(copy_context().run, function))
         except RuntimeError as error:
             raise LockConnectionError(f"no thread to ask the database in: {error}") from error
-        return future
 
-    def _await(self, future: Future[R]) -> R:
-        answer = asyncio.wrap_future(future)
+    def _await(self) -> Any:
+        assert self._running is not None
+        answer = asyncio.wrap_future(self._running)
         try:
-            return await_only(asyncio.shield(answer))
+            await_only(over(answer))
         except asyncio.CancelledError:
             answer.add_done_callback(partial(_report, log.warning))
             raise
+        self._running = None
+        try:
+            return answer.result()
+        finally:
+            del answer  # its error refers to this frame: a lock in it would wait for the garbage collector
 
     def interrupt(self, stop: Callable[[], None]) -> None:
         running = self._running
@@ -240,6 +245,12 @@ class Threaded(Greenlet):
             self._workers.submit(function)
         except RuntimeError:
             function()
+
+
+def _leave(task: asyncio.Task[Any], stop: Callable[[], None]) -> None:
+    """Stop a wait whose asker has left."""
+    task.add_done_callback(partial(_report, log.debug))
+    background(greenlet_spawn(_insist, stop, task.done, lambda seconds: await_only(over(task, seconds))))
 
 
 def _report(say: Callable[..., None], left: asyncio.Future[Any]) -> None:

@@ -240,6 +240,7 @@ class Coordinator:
                 error.add_note(f"dlock: and then the release of key {shown(ticket.key)} failed: {failure}")
                 log.exception("release of key %s failed after %s", shown(ticket.key), type(error).__name__)
 
+        ticket.lock = None  # its user never had it, and hears of no loss
         before = self.entries.leave(ticket)
         if before is State.HELD:
             before = self.entries.release(ticket)
@@ -297,6 +298,8 @@ class Coordinator:
         finally:
             self.entries.ended(ticket)
             self.listeners.ended(ticket, lost=gone)
+            if gone:
+                self._report(ticket)
         if not intact:
             raise lost(ticket.key, "the server says that our session did not hold it")
 
@@ -328,7 +331,7 @@ class Coordinator:
 
     def held_locks(self) -> list[Any]:
         """Return the lock objects that hold a lock now."""
-        locks = [ticket.lock() for ticket in self.entries.held() if ticket.lock is not None]
+        locks = [ticket.lock_object() for ticket in self.entries.held()]
         return [lock for lock in locks if lock is not None]
 
     def _dead(self, session: Any) -> None:
@@ -340,18 +343,22 @@ class Coordinator:
 
     def _session_ended(self, session: Session) -> None:
         """Report the loss of all locks of an ended session, in one thread: a callback may take its time."""
-        lost = [(ticket, ticket.lock() if ticket.lock is not None else None) for ticket in self.entries.lose(session)]
-        for _, lock in lost:  # first of all, since what goes on is not protected
-            if lock is not None:
+        lost = self.entries.lose(session)
+        for ticket in lost:  # first of all, since what goes on is not protected
+            if (lock := ticket.lock_object()) is not None:
                 lock._stop_body()  # noqa: SLF001 - a lock's public names are its users'
-        for ticket, _ in lost:
+        for ticket in lost:
             log.error("lost the lock of key %s: its session ended", shown(ticket.key))
             self._losses.put(partial(self.listeners.ended, ticket, lost=True))
-        for ticket, lock in lost:
-            if lock is not None:
-                self._losses.put(lock._call_on_lost)  # noqa: SLF001 - same
+        for ticket in lost:
+            self._report(ticket)
             if ticket.loop is not None and ticket.loop.is_closed():
                 self._losses.put(partial(_warn_of_closed_loop, ticket.key))
+
+    def _report(self, ticket: Ticket) -> None:
+        """Call on_lost, each once for a lock."""
+        if (lock := ticket.lock_object()) is not None:
+            self._losses.put(lock._call_on_lost)  # noqa: SLF001 - a lock's public names are its users'
 
     def close(self) -> None:
         """End all sessions: every lock is free, and every waiter gets an error."""

@@ -148,6 +148,10 @@ class Ticket:
         """The user's key, for messages."""
         return self.request.key
 
+    def lock_object(self) -> Any:
+        """Return the lock object, None when it is garbage or has no interest in a loss."""
+        return None if self.lock is None else self.lock()
+
     def disown(self) -> None:
         """Forget the owner: another one will release. A finaliser may call it."""
         self.owner = self.thread = None

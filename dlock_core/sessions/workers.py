@@ -26,7 +26,7 @@ from ..errors import LockLostError, shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["INSIST", "Serial", "Workers", "background", "reaper", "release_garbage", "see_through"]
+__all__ = ["INSIST", "Serial", "Workers", "background", "over", "reaper", "release_garbage", "see_through"]
 
 log = logging.getLogger("dlock")
 R = TypeVar("R")
@@ -177,6 +177,14 @@ def background(work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
     return task
 
 
+async def over(future: asyncio.Future[Any], seconds: float | None = None) -> None:
+    """Wait until a future is done, or so many seconds.
+
+    It returns nothing, since SQLAlchemy's frame keeps what it does: the future, its error, that one's frames, this one.
+    """
+    await asyncio.wait([future], timeout=seconds)
+
+
 def see_through(
     function: Callable[[], R], otherwise: Callable[[R], object] = lambda _: None, *, seconds: float | None = None
 ) -> R:
@@ -189,7 +197,7 @@ def see_through(
     """
     task = asyncio.get_running_loop().create_task(greenlet_spawn(function))
     try:
-        await_only(asyncio.wait([task], timeout=seconds))
+        await_only(over(task, seconds))
     except asyncio.CancelledError:
         task.add_done_callback(lambda done: _hand_over(done, otherwise))
         raise

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
 from .core import on_signal
+from .forks import fork
 from .invariants import Hold
 from .loops import Job, Loop, pause
 from .primitives import Thread
@@ -32,6 +35,10 @@ class Home:
         self.options = options
         self.number = number
         self.closing = False
+        self.asking: Counter[str] = Counter()
+        """How many of its users ask for a key now."""
+        self.asked: Counter[str] = Counter()
+        """How many have, so far."""
         self.blocked = 0.0
         """Seconds for which its event loop stood still."""
 
@@ -61,6 +68,11 @@ class Home:
         thread = Thread(target=function, name=f"{name}-{len(scheduler().threads)}")
         scheduler().start(thread)
         return thread
+
+    def sessions(self) -> set[int]:
+        """Return the numbers of the sessions in its pools."""
+        policies = self.provider._coordinator._policies.values()
+        return {session.driver_connection.session.number for policy in policies for session in policy.pool._all}
 
     def close(self) -> None:
         """Close the provider."""
@@ -157,10 +169,12 @@ def _use(simulation: Simulation, home: Home, use: Use, name: str, *, nested: boo
         _only_signal(simulation, error)
         here_note(simulation, "was interrupted by a signal")
         simulation.abandoned = simulation.abandoned or hold.believed
-        hold.heard_at_release = True  # so it does not hear of a loss
+        hold.interrupted = True
+        if not hold.granted and hold.lock.held:
+            here.fail(f"{hold} is held, though a signal interrupted its acquire()")
         witness.end(hold)
     except asyncio.CancelledError:
-        hold.heard_at_release = True
+        hold.interrupted = True
         _leave_cancelled(simulation, hold)
         raise
     finally:
@@ -193,6 +207,18 @@ def _leave_cancelled(simulation: Simulation, hold: Hold) -> None:
         simulation.witness.raised(hold, error, nested=True)
 
 
+@contextmanager
+def _asking(simulation: Simulation, hold: Hold) -> Iterator[None]:
+    home, key = hold.home, hold.use.key
+    home.asking[key] += 1
+    home.asked[key] += 1
+    try:
+        yield
+    finally:
+        home.asking[key] -= 1
+        simulation.witness.left(hold)
+
+
 def _close_after(simulation: Simulation, hold: Hold) -> Any:
     seconds = hold.use.closed_after
     if seconds is None:
@@ -218,7 +244,8 @@ def _acquire(simulation: Simulation, hold: Hold, *, nested: bool) -> None:
     here, witness = simulation.scheduler, simulation.witness
     began, frozen = here.now, here.frozen
     try:
-        granted = hold.home.do(hold.lock.acquire())
+        with _asking(simulation, hold):
+            granted = hold.granted = hold.home.do(hold.lock.acquire())
     except Exception as error:
         if type(error) is TimeoutError:
             raise
@@ -247,11 +274,11 @@ def _failed(simulation: Simulation, hold: Hold, error: Exception, *, nested: boo
 def _with(simulation: Simulation, hold: Hold, *, nested: bool) -> None:
     here, witness, home = simulation.scheduler, simulation.witness, hold.home
     began, frozen = here.now, here.frozen
-    entered = False
     try:
-        home.enter(hold.lock)
+        with _asking(simulation, hold):
+            home.enter(hold.lock)
+            hold.granted = True
         try:
-            entered = True
             witness.returned(hold, began, True, frozen)
             here_note(simulation, "is in its `with`")
             _body(simulation, hold)
@@ -266,7 +293,7 @@ def _with(simulation: Simulation, hold: Hold, *, nested: bool) -> None:
     except Exception as error:
         if type(error) is TimeoutError:
             raise
-        if not entered and type(error).__name__ == "LockTimeoutError":
+        if not hold.granted and type(error).__name__ == "LockTimeoutError":
             here_note(simulation, "was refused")
             witness.returned(hold, began, False, frozen)
         else:
@@ -280,6 +307,9 @@ def _body(simulation: Simulation, hold: Hold) -> None:
     witness.begin(hold)
     if use.verify:
         _verify(simulation, hold)
+    if use.forks and hold.home.loop is None and not hold.home.closing:
+        here_note(simulation, "forks")
+        fork(simulation, hold)
     if use.inside is not None:
         _use(simulation, hold.home, use.inside, hold.thread, nested=True)
     hold.home.sleep(use.hold)
@@ -301,8 +331,7 @@ def _end(simulation: Simulation, hold: Hold) -> None:
     here_note(simulation, f"ends its hold: {hold.use.ending}")
     match hold.use.ending:
         case "garbage" if hold.use.closed_after is None:
-            hold.lock = None
-            simulation.drop(lock)
+            simulation.drop(hold, "lock")
         case "elsewhere" if lock.held and not hold.closing:
             lock.disown()
             simulation.start(home, "releaser", partial(_close, simulation, hold, lock))

@@ -14,14 +14,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from itertools import count
 from pathlib import Path
 from types import CodeType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from . import primitives, wire
 from .primitives import line, step
@@ -33,6 +33,7 @@ SOURCE = Path(__file__).parents[2] / "dlock_core"
 # Where line mode switches.
 STEPPED = ("coordination", "sessions", "lock.py", "provider.py")
 _numbers = count(1)
+Hooks: TypeAlias = dict[str, Callable[[], object]]
 
 
 class Edit(NamedTuple):
@@ -44,10 +45,17 @@ class Edit(NamedTuple):
 
 
 class Core:
-    """One copy of the core."""
+    """One copy of the core, and its hooks for forks."""
 
-    def __init__(self, package: ModuleType) -> None:
+    def __init__(self, package: ModuleType, at_fork: list[Hooks]) -> None:
         self.package = package
+        self._at_fork = at_fork
+
+    def at_fork(self, when: str) -> None:
+        """Run its hooks: "before", "after_in_parent" or "after_in_child" of a fork."""
+        for hooks in reversed(self._at_fork) if when == "before" else self._at_fork:
+            if when in hooks:
+                hooks[when]()
 
     def __getattr__(self, name: str) -> Any:
         """Return a module of the copy: `core.coordination.policy`, or a public name."""
@@ -86,8 +94,8 @@ def _like(module: ModuleType, **others: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**vars(module), **others})
 
 
-def _modules() -> dict[str, Any]:
-    """Return what an import gives in a copy, by the name that is imported."""
+def _modules(at_fork: list[Hooks]) -> dict[str, Any]:
+    """Return what an import gives in a copy, by the name that is imported; its hooks for forks come into the list."""
     return {
         "threading": SimpleNamespace(
             Lock=primitives.Lock,
@@ -104,7 +112,14 @@ def _modules() -> dict[str, Any]:
         "time": _like(time, monotonic=_now, time=_now, clock_gettime=_now, sleep=_sleep),
         "queue": SimpleNamespace(SimpleQueue=primitives.SimpleQueue, Empty=primitives.Empty),
         "concurrent.futures": _like(concurrent.futures, Future=primitives.Future, wait=primitives.wait),
-        "os": _like(os, getpid=lambda: 1, dup=lambda number: number, register_at_fork=lambda **_: None),
+        "os": _like(
+            os,
+            getpid=lambda: scheduler().pid if scheduler() else 1,
+            dup=lambda number: number,
+            dup2=wire.park,
+            path=SimpleNamespace(sameopenfile=lambda one, other: one == other),
+            register_at_fork=lambda **hooks: at_fork.append(hooks),
+        ),
         "socket": _like(socket, socket=wire.Socket),
         "select": SimpleNamespace(
             POLLRDHUP=1, POLLIN=2, EPOLLRDHUP=1, EPOLLONESHOT=2, poll=wire.Poll, epoll=wire.Epoll
@@ -121,7 +136,8 @@ class _Importer(MetaPathFinder, Loader):
         self.name = name
         self._edits = edits
         self._lines = lines
-        self._modules = _modules()
+        self.at_fork: list[Hooks] = []
+        self._modules = _modules(self.at_fork)
         self._builtins = {**vars(builtins), "__import__": self._import, "set": primitives.OrderedSet}
         self.unused = set(edits)
 
@@ -209,7 +225,7 @@ def load(*edits: Edit, lines: bool = False) -> Core:
     importer = _Importer(name, edits, lines=lines)
     sys.meta_path.insert(0, importer)
     try:
-        core = Core(__import__(name))
+        core = Core(__import__(name), importer.at_fork)
         for module in ("provider", "coordination.coordinator", "sessions.session", "dialects.base"):
             __import__(f"{name}.{module}")
     finally:

@@ -47,8 +47,12 @@ class Hold:
         self.closed = False
         self.ending = False
         """Its user has begun to give it back."""
+        self.granted = False
+        """`acquire` has come back with True."""
+        self.interrupted = False
+        """A signal or a cancel has called its user away, so it hears of no loss."""
         self.told = 0
-        self.seen_lost = self.heard_at_release = False
+        self.seen_lost = False
         self.session: ServerSession | None = None
 
     def __str__(self) -> str:
@@ -98,7 +102,10 @@ class Witness:
         if not hold.held:
             self._must_be_excused(hold)
             return
+        self._check_watch(hold)
         self._check_server(hold)
+        if hold.session is not None and hold.use.key in hold.session.seen_dead_with:
+            self.scheduler.fail(f"{hold} was handed on, on a session whose end was seen before")
         if hold.session is not None and hold.session.connection.hung_up_at + PROOF < self.scheduler.awake:
             self.scheduler.fail(f"{hold} began on a session whose end was seen before")
         if hold.session is not None and not hold.session.alive:  # a loss that nobody has seen yet
@@ -115,6 +122,10 @@ class Witness:
                 hold.seen_lost = bool(hold.lock.lost)
             if hold.seen_lost:
                 self._must_be_excused(hold)
+            elif hold.held:
+                self._check_watch(hold)
+            if hold.session is not None and hold.session.connection.hung_up and not hold.use.shared:
+                hold.session.seen_dead_with.add(hold.use.key)
             hold.believed = False
         if hold in self.holds:
             self.holds.remove(hold)
@@ -129,6 +140,16 @@ class Witness:
         """Nobody may believe in a hold any more, except for a while after its session's end."""
         if hold.held and not self._excuses_belief(hold):
             self.scheduler.fail(f"two holders: {what}, while {hold} was held")
+
+    def _check_watch(self, hold: Hold) -> None:
+        """Whoever holds is watched."""
+        ticket, watch = hold.lock._ticket, hold.home.provider._coordinator._watch
+        if ticket is None or hold.home.closing or ticket.session.ended:
+            return
+        if id(ticket.session) not in watch._sessions:
+            self.scheduler.fail(f"{hold} is held, and nothing watches its session")
+        if watch._thread is None or not watch._thread.is_alive():
+            self.scheduler.fail(f"{hold} is held, and the watch does not run")
 
     def _check_server(self, hold: Hold) -> None:
         session = hold.session
@@ -207,7 +228,7 @@ class Witness:
                 excused = hold.closing or hold.home.closing
             case "LockLostError":
                 self._must_be_excused(hold)
-                excused = hold.heard_at_release = True
+                excused = hold.seen_lost = True
             case "DeadlockError":
                 excused = nested
             case "TimeoutError":
@@ -224,6 +245,29 @@ class Witness:
             excused = excused and self.errors[code] <= self.server.errors[code]
         if not excused:
             self.scheduler.fail(f"{hold} ended in {kind}: {error}, without a reason")
+
+    def left(self, hold: Hold) -> None:
+        """An acquisition is over, however it ended: where nobody asks any more, the server soon stops to wait."""
+        home, key = hold.home, hold.use.key
+        number = home.asked[key]
+        if home.asking[key]:
+            return
+        trouble = self.scheduler.frozen + home.blocked
+
+        def look() -> None:
+            undisturbed = not (self.server.harmed or self.scheduler.refused or home.closing)
+            if home.asking[key] or home.asked[key] != number or not undisturbed:
+                return
+            if self.scheduler.frozen + home.blocked != trouble:
+                return
+            for session in self.server.living():
+                wait = session.wait
+                if session.connection.home is home and wait is not None and wait.name == key and not wait.granted:
+                    self.scheduler.fail(
+                        f"session {session.number} still waits for {key}, {PATIENT} s after its asker left"
+                    )
+
+        self.scheduler.after(PATIENT + self.slow, look)
 
     def heard(self, home: Any, event: Any) -> None:
         """A listener heard of an event."""
@@ -244,7 +288,7 @@ class Witness:
             self.scheduler.fail("listeners never heard of the end of a hold")
         for hold in holds:
             kept = hold.use.ending != "garbage" and not hold.home.closing
-            if kept and hold.seen_lost and not (hold.told or hold.heard_at_release):
+            if kept and hold.seen_lost and not (hold.told or hold.interrupted):
                 self.scheduler.fail(f"{hold} was lost, and on_lost was never called")
         for home in homes:
             self._check_home(home)

@@ -98,14 +98,16 @@ class Job:
         self.task: asyncio.Task[Any] | None = None
         self.done = False
         self._over = Event()
-        self._function = function
+        self._function: Callable[[], object] | None = function
         if _get_running_loop() is loop:
             self._begin()
         else:
             loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
-        self.task = self.loop.create_task(greenlet_spawn(self._function), name=self.name)
+        work, self._function = self._function, None  # what that refers to may become garbage
+        assert work is not None
+        self.task = self.loop.create_task(greenlet_spawn(work), name=self.name)
         self.task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[Any]) -> None:

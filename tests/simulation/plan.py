@@ -50,6 +50,8 @@ class Provider:
     heartbeat: float
     lease: float | None
     closes_after: float | None = None
+    forgotten: bool = False
+    """It becomes garbage at its end, and is not closed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Use:
     closed_after: float | None
     """Another thread calls `close` so long after `acquire` begins."""
     inside: Use | None = None
+    forks: bool = False
+    """Its process forks while it holds the lock."""
 
     def __str__(self) -> str:
         how = " shared" * self.shared + " with a token" * self.fencing
@@ -103,6 +107,8 @@ AT_REQUESTS = (DENIED, CANCELLED, UNSUPPORTED, "slow", "silence", "request lost"
 AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "collect", "cancel", "block the loop")
 NO_THREAD = "no thread"
 AT_TIMES = frozenset(AT_STEPS) - {"collect"}
+# How many steps, or threads that start, lie before a fault on average.
+BETWEEN = {"signal": 200, "cancel": 250, NO_THREAD: 3}
 SECONDS = {
     "slow": (0.05, 0.5, 1.5, 20.0),
     "silence": (0.5, 1.5, 10.0, 40.0),
@@ -139,26 +145,66 @@ class Plan:
         return replace(self, actors=tuple(actors), faults=faults)
 
 
+@dataclass(frozen=True)
+class Theme:
+    """What a plan has much of: some defects show only where several faults of one kind meet the same lock."""
+
+    faults: tuple[str, ...] = ()
+    apis: tuple[str, ...] = ("threads", "threads", "alock", "tasks")
+    keys: str = "ab"
+    main: float = 0.0
+    """How likely signals are."""
+    closed: float = 0.15
+    """How likely another thread calls a lock's `close`."""
+    closes: float = 0.1
+    """How likely a provider is closed while it is used."""
+    forks: float = 0.01
+    """How likely the process forks under a lock."""
+    often: float = 3.0
+    """How many faults there are, on average."""
+
+
+PLAIN = Theme(main=0.4)
+THEMES = (
+    Theme(faults=("signal",), apis=("threads",), keys="a", main=1.0, often=5),
+    Theme(faults=("signal", "kill a holder", "slow"), apis=("threads",), main=1.0, often=6),
+    Theme(faults=(NO_THREAD,), apis=("threads", "alock", "alock"), often=4),
+    Theme(faults=("cancel",), apis=("alock", "alock", "tasks"), keys="a", often=6),
+    Theme(faults=("cancel", "slow", CANCELLED), apis=("alock", "tasks"), often=6),
+    Theme(faults=("kill a holder", "killed"), often=4),
+    Theme(faults=("slow",), closed=0.6, closes=0.6, often=3),
+    Theme(keys="a", closed=0.5),
+    Theme(keys="a"),
+    Theme(faults=("slow",), apis=("threads",), main=0.3, forks=0.5, often=1),
+)
+
+
 def make_plan(seed: int) -> Plan:
     """Make the plan of a seed."""
     chance = Random(seed)
-    main = chance.random() < 0.4
+    theme = chance.choice(THEMES) if chance.random() < 0.5 else PLAIN
+    main = chance.random() < theme.main
     count = chance.choice((1, 1, 2, 2, 3))
-    providers = tuple(_provider(chance, threads=main and number == 0) for number in range(count))
+    providers = tuple(_provider(chance, theme, threads=main and number == 0) for number in range(count))
     actors = []
     for number in range(chance.choice((2, 2, 3, 3, 4, 6))):
         is_main = main and number == 0
         alone = len(providers) == 1
-        uses = tuple(_use(chance, "ab", alone=alone) for _ in range(chance.choice((1, 2, 2, 3))))
+        uses = tuple(_use(chance, theme, theme.keys, alone=alone) for _ in range(chance.choice((1, 2, 2, 3))))
         actors.append(Actor("MainThread" if is_main else f"actor{number}", number % len(providers), is_main, uses))
-    count = chance.choice((0, 0, 1, 1, 2, 3, 4))
     tasks = any(provider.api != "threads" for provider in providers)
-    return Plan(providers, tuple(actors), tuple(_fault(chance, main=main, tasks=tasks) for _ in range(count)))
+    if theme.faults:
+        count = 1 + int(chance.expovariate(1 / theme.often))
+        faults = tuple(_placed(chance, chance.choice(theme.faults), tasks=tasks) for _ in range(count))
+    else:
+        count = chance.choice((0, 0, 1, 1, 2, 3, 4)) if theme is PLAIN else 0
+        faults = tuple(_fault(chance, main=main, tasks=tasks) for _ in range(count))
+    return Plan(providers, tuple(actors), faults)
 
 
-def _provider(chance: Random, *, threads: bool) -> Provider:
+def _provider(chance: Random, theme: Theme, *, threads: bool) -> Provider:
     shares = chance.random() < 0.7
-    api = "threads" if threads else chance.choice(("threads", "threads", "alock", "tasks"))
+    api = "threads" if threads else chance.choice(theme.apis)
     return Provider(
         api=api,
         driver=chance.choice(TASK_DRIVERS if api == "tasks" else DRIVERS),
@@ -166,16 +212,17 @@ def _provider(chance: Random, *, threads: bool) -> Provider:
         max_sessions=chance.choice((2, 2, 3, 8)),
         heartbeat=chance.choice((2.0, 5.0)),
         lease=chance.choice((None, None, 6.0)) if shares else None,
-        closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < 0.1 else None,
+        closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < theme.closes else None,
+        forgotten=chance.random() < 0.2,
     )
 
 
-def _use(chance: Random, keys: str, *, alone: bool) -> Use:
+def _use(chance: Random, theme: Theme, keys: str, *, alone: bool) -> Use:
     timeout = chance.choice((None, None, 0.0, 0.02, 1.0, 15.0))
     ending = chance.choice(("release", "with", "with", "close", "garbage", "elsewhere"))
     inside = None
     if len(keys) > 1 and chance.random() < 0.25:
-        inside = _use(chance, chance.choice(keys), alone=alone)
+        inside = _use(chance, theme, chance.choice(keys), alone=alone)
         if inside.key < keys[-1] and inside.timeout is None and not alone:
             inside = replace(inside, timeout=3.0)  # against the order: a deadlock between processes has no end
     shared = chance.random() < 0.3
@@ -187,27 +234,28 @@ def _use(chance: Random, keys: str, *, alone: bool) -> Use:
         hold=chance.choice((0.0, 0.0, 0.0005, 0.02, 0.5, 3.0, 20.0)),
         ending=ending,
         verify=chance.random() < 0.1,
-        closed_after=chance.choice((0.0, 0.0005, 0.02, 0.7)) if chance.random() < 0.15 else None,
+        closed_after=chance.choice((0.0, 0.0005, 0.02, 0.7)) if chance.random() < theme.closed else None,
         inside=inside,
+        forks=chance.random() < theme.forks,
     )
 
 
 def _fault(chance: Random, *, main: bool, tasks: bool) -> Fault:
-    if chance.random() < 0.6:
-        kind, at = chance.choice(AT_REQUESTS), 1 + int(chance.expovariate(1 / 12))
-    else:
-        # Not with signals: where there is no thread to be had, the main thread does its work itself, unprotected.
-        kinds = [kind for kind in AT_STEPS if tasks or kind not in {"cancel", "block the loop"}]
-        if not main:
-            kinds.append(NO_THREAD)
-        kind, at = chance.choice(kinds), int(chance.expovariate(1 / 300))
+    kind = chance.choice(AT_REQUESTS if chance.random() < 0.6 else AT_STEPS)
     if main and chance.random() < 0.5:
-        kind, at = "signal", int(chance.expovariate(1 / 200))
+        kind = "signal"
     elif tasks and chance.random() < 0.4:
-        kind, at = "cancel", int(chance.expovariate(1 / 250))
-    elif not main and chance.random() < 0.1:
-        kind, at = NO_THREAD, 0
-    if kind == NO_THREAD:
-        at = 1 + int(chance.expovariate(1 / 3))
+        kind = "cancel"
+    elif not main and chance.random() < 0.15:
+        # Not with signals: where there is no thread to be had, the main thread does its work itself, unprotected.
+        kind = NO_THREAD
+    return _placed(chance, kind, tasks=tasks)
+
+
+def _placed(chance: Random, kind: str, *, tasks: bool) -> Fault:
+    """Give a fault its place, and its length."""
+    if not tasks and kind in {"cancel", "block the loop"}:
+        kind = "freeze"
+    at = 1 + int(chance.expovariate(1 / BETWEEN.get(kind, 12 if kind in AT_REQUESTS else 300)))
     when = round(chance.expovariate(1 / 8), 3) if kind in AT_TIMES and chance.random() < 0.4 else None
     return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))), when)

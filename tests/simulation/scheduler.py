@@ -77,6 +77,7 @@ class Scheduler:
         """Writes the story, when one is wanted."""
         self.descriptors: dict[int, Any] = {}
         """The connections, by their descriptors."""
+        self.pid = 1
         self.fails_to_start: set[int] = set()
         """Threads that the system does not give, by their numbers."""
         self.refused = False
@@ -88,6 +89,7 @@ class Scheduler:
         self._numbers = 0
         self._at_step: list[tuple[int, int, Callable[[], object]]] = []
         self._hub = getcurrent()
+        self._at_end: Callable[[], object] = self._end
         self._gap = self.random.choice(GAPS)
         self._by_rank = self.random.random() < 0.3
         self._ranks: dict[Thread, float] = {}
@@ -193,7 +195,19 @@ class Scheduler:
             self.current = thread
             assert thread.greenlet is not None
             thread.greenlet.switch()
-        self._end()
+        self._at_end()
+
+    def fork(self, at_end: Callable[[], object]) -> None:
+        """Go on in a forked child: with the current thread alone, which is the main thread there."""
+        self.pid += 1
+        self.main = self.current
+        self.main.signal = None
+        self._at_end = at_end
+        for thread in self.threads:
+            if thread is not self.current:
+                thread.done, thread.ready = True, False
+        self._ready = [self.current]
+        self._at_step.clear()
 
     def stop(self) -> None:
         """End the simulation from within."""
@@ -286,7 +300,7 @@ class Scheduler:
         return not me.timed_out
 
     def _time_out(self, thread: Thread, block: int) -> None:
-        if thread.block == block and not thread.ready:
+        if thread.block == block and not (thread.ready or thread.done):
             thread.timed_out = True
             self._wake(thread)
 
@@ -303,7 +317,7 @@ class Scheduler:
 
     def interrupt(self, thread: Thread, handler: Callable[[], object]) -> None:
         """Run a signal handler in a thread, which may raise: at its next step, or in its wait for a lock."""
-        if thread.done or thread.greenlet is None:
+        if thread.done or thread.greenlet is None or self.pid > 1:  # a child gets none of its parent's signals
             return
         thread.signal = handler
         self.wake(thread)

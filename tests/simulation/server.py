@@ -52,6 +52,8 @@ class ServerSession:
     locks: Counter[tuple[Any, bool]] = field(default_factory=Counter)
     lease: float | None = None
     lease_over: bool = False
+    seen_dead_with: set[Any] = field(default_factory=set)
+    """Keys of locks that were held on it, and not released yet, when its client saw its end."""
     wait: Wait | None = None
     busy: bool = False
     connection: Connection = field(init=False)

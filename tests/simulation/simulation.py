@@ -86,11 +86,11 @@ class Simulation:
         self._others.append(other)
         return other
 
-    def drop(self, lock: Any) -> None:
-        """Let a lock object become garbage: soon, at any step of any thread."""
+    def drop(self, owner: Any, name: str) -> None:
+        """Let a lock object or a provider, which is an attribute, become garbage: soon, at any step of any thread."""
         here = self.scheduler
-        self._garbage.append((here.current, lock))
-        del lock
+        self._garbage.append((here.current, getattr(owner, name)))
+        setattr(owner, name, None)
         here.at_step(here.steps + here.random.choice((1, 5, 30, 200)), self._collect)
         self._others.append(Home.start(self.homes[0], "collector", self._collect_later))
 
@@ -105,7 +105,9 @@ class Simulation:
     def _collect(self) -> None:
         while self._garbage:
             here_note(self, "the garbage collector runs here")
-            self._garbage.pop()
+            circles = hasattr(self._garbage.pop()[1], "listen")
+            if circles:  # a provider and its parts
+                gc.collect()
 
     # The course of it.
 
@@ -163,11 +165,7 @@ class Simulation:
                 self._touch(home)
         self._rest(8.0)
         self.witness.check_rest(self.homes, self.used)
-        for home in self.homes:
-            self._close(home)
-        self._rest(15.0)
-        for session in self.server.living():
-            here.fail(f"session {session.number} is open after the end of its provider")
+        self._end_providers()
         for home in self.homes:
             if isinstance(home, LoopHome):
                 if home.loop.unfinished():
@@ -183,6 +181,19 @@ class Simulation:
         ]
         if running:
             here.fail(f"threads go on after the end of their provider: {', '.join(running)}")
+
+    def _end_providers(self) -> None:
+        for home in self.homes:
+            if home.options.forgotten and not home.closing:
+                self.drop(home, "provider")
+            else:
+                self._close(home)
+        if any(home.provider is None for home in self.homes):
+            self._rest(2.0)
+            gc.collect()  # a collection inside a collection, as at a step of a finaliser, does nothing
+        self._rest(15.0)
+        for session in self.server.living():
+            self.scheduler.fail(f"session {session.number} is open after the end of its provider")
 
     def _touch(self, home: Home) -> None:
         def use() -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "TaskConnection",
     "engine_for",
     "open_now",
+    "park",
 ]
 
 
@@ -147,6 +148,8 @@ class Connection:
         self.broken = False
         """A statement was left before its answer came."""
         self.watchers: list[Event] = []
+        self.inherited = self.parked = False
+        """It is the copy of a parent's, in a forked child; which has let go of it."""
         self.silent = False
         self.owed: list[Callable[[], object]] = []
         """What a silent network holds back."""
@@ -167,6 +170,7 @@ class Connection:
     def execute(self, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
         """Send a statement and wait for its answer."""
         scheduler().step()
+        self._must_be_ours()
         if self.call is not None:
             scheduler().fail(f"two threads use session {self.session.number} at one time")
         if self.gone:
@@ -198,14 +202,20 @@ class Connection:
     def close(self) -> None:
         """Close this end; a statement under way on it fails."""
         if not self.closed:
+            self._must_be_ours()
             if self.call is not None and scheduler().now - self.call.sent >= QUEUED:
                 self.harm, self.server.harmed = self.harm or "an unlock behind a wait", True
             self.closed = True
             self.server.closed_by_client(self)
             self.hang_up()
 
+    def _must_be_ours(self) -> None:
+        if self.inherited:
+            scheduler().fail(f"a forked child uses or ends session {self.session.number} of its parent")
+
     def cancel(self) -> None:
         """Cancel the statement under way, and wait until the server has done so."""
+        self._must_be_ours()
         self.server.cancel_from_elsewhere(self.session, in_task=self.in_task)
 
 
@@ -247,6 +257,11 @@ class Cursor:
 
 def _connection_of(number: int) -> Connection:
     return scheduler().descriptors[number]  # type: ignore[no-any-return]
+
+
+def park(_null: int, number: int, *, inheritable: bool) -> None:
+    """Stand for `os.dup2`: put the null device in a connection's place."""
+    _connection_of(number).parked = True
 
 
 class Socket:
