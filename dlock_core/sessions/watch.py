@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import LockConnectionError
 from .sockets import hang_ups, keep_alive
-from .workers import Workers
+from .workers import Workers, reaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,6 +195,8 @@ class Watch:
                 self._look_at(session)
             except Exception:
                 log.exception("the watch over a session failed")
+        if reaper.stuck:  # with the end of our own provider, perhaps
+            reaper.start()
         try:
             if self._each_round is not None and (then := self._each_round()) is not None:
                 then()

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from dlock_core import LockConnectionError
+from dlock_core.sessions import watch as watching
+from dlock_core.sessions import workers
 from dlock_core.sessions.sockets import Peer, duplicate_socket, keep_alive
 from dlock_core.sessions.watch import PATIENCE, Watch, clock
+from dlock_core.sessions.workers import Serial
 
 from .fake_server import until
 
@@ -118,6 +121,26 @@ def test_a_hang_up_is_reported_at_once_and_once(coordinator: Coordinator, sessio
     until(lambda: not threads())
     assert coordinator.dead == [session]
     assert watch.sessions == []
+
+
+def test_a_round_starts_what_once_found_no_thread(
+    coordinator: Coordinator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a forgotten provider, perhaps, of which nothing is left but its sessions and this watch."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reaper, done = Serial("reaper"), threading.Event()
+    with monkeypatch.context() as limit:
+        limit.setattr(workers, "start_new_thread", refuse)
+        reaper.put(done.set)
+    assert reaper.stuck
+    monkeypatch.setattr(watching, "reaper", reaper)
+    watch = Watch(coordinator.end, heartbeat=None, lease=None)
+    watch.add(session)
+    assert done.wait(10)
+    session.ended = True
 
 
 def test_the_system_probes_a_silent_network_after_a_minute_at_most() -> None:
