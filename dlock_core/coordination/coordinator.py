@@ -106,11 +106,12 @@ class Coordinator:
         self._suite = f"dlock-{options.adapter}" if options.adapter else "dlock"
         self._whereabouts = f" {platform.node()[:24]}:{self._pid}"
 
-    def _each_round(self) -> None:
-        """Do what the watch's thread does beside its watch."""
+    def _each_round(self) -> bool:
+        """Do what the watch's thread does beside its watch; True when some of it is left."""
         self._start_stuck()
         if self._naming is not None:
             self._naming.round()
+        return self._losses.stuck
 
     def _start_stuck(self) -> None:
         """Start again what once found no thread."""
@@ -299,7 +300,7 @@ class Coordinator:
             self.entries.ended(ticket)
             self.listeners.ended(ticket, lost=gone)
             if gone:
-                self._report(ticket)
+                self._report(ticket.lock_object())
         if not intact:
             raise lost(ticket.key, "the server says that our session did not hold it")
 
@@ -344,20 +345,20 @@ class Coordinator:
     def _session_ended(self, session: Session) -> None:
         """Report the loss of all locks of an ended session, in one thread: a callback may take its time."""
         lost = self.entries.lose(session)
-        for ticket in lost:  # first of all, since what goes on is not protected
-            if (lock := ticket.lock_object()) is not None:
+        for _, lock in lost:  # first of all, since what goes on is not protected
+            if lock is not None:
                 lock._stop_body()  # noqa: SLF001 - a lock's public names are its users'
-        for ticket in lost:
+        for ticket, _ in lost:
             log.error("lost the lock of key %s: its session ended", shown(ticket.key))
             self._losses.put(partial(self.listeners.ended, ticket, lost=True))
-        for ticket in lost:
-            self._report(ticket)
+        for ticket, lock in lost:
+            self._report(lock)
             if ticket.loop is not None and ticket.loop.is_closed():
                 self._losses.put(partial(_warn_of_closed_loop, ticket.key))
 
-    def _report(self, ticket: Ticket) -> None:
-        """Call on_lost, each once for a lock."""
-        if (lock := ticket.lock_object()) is not None:
+    def _report(self, lock: Any) -> None:
+        """Call on_lost, unless the lock object is garbage."""
+        if lock is not None:
             self._losses.put(lock._call_on_lost)  # noqa: SLF001 - a lock's public names are its users'
 
     def close(self) -> None:

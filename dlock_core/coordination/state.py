@@ -304,12 +304,15 @@ class Entries:
                 ticket.entry.ending -= 1
                 self._advance(ticket.entry)
 
-    def lose(self, session: Session) -> list[Ticket]:
-        """Note that a session is dead: all that it held is lost at once."""
+    def lose(self, session: Session) -> list[tuple[Ticket, Any]]:
+        """Note that a session is dead: all that it held is lost at once. Return that, with the lock objects.
+
+        Those may become garbage as soon as their users can see the loss.
+        """
         with self._mutex:
             entries = list(self._entries.values())
-            lost = [t for entry in entries for t in entry.holders if t.session is session]
-            for ticket in lost:
+            lost = [(t, t.lock_object()) for entry in entries for t in entry.holders if t.session is session]
+            for ticket, _ in lost:
                 ticket.state = State.LOST
                 ticket.entry.holders.remove(ticket)
                 self._advance(ticket.entry)

@@ -99,7 +99,8 @@ class Watch:
         heartbeat: Seconds of silence after which a session is asked for a sign of life; None never.
         lease: Seconds of silence after which the server ends a session; None never.
         workers: Threads for heartbeats.
-        each_round: A method that is called after each round; it is held weakly, and must be quick.
+        each_round: A method that is called after each round; it is held weakly, and must be quick. While it returns
+            True there are further rounds, also without a session.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Watch:
         heartbeat: float | None,
         lease: float | None,
         workers: Workers | None = None,
-        each_round: Callable[[], object] | None = None,
+        each_round: Callable[[], bool] | None = None,
     ) -> None:
         self.lease = lease
         self.workers = workers or Workers()
@@ -197,15 +198,16 @@ class Watch:
                 log.exception("the watch over a session failed")
         if reaper.stuck:  # with the end of our own provider, perhaps
             reaper.start()
+        goes_on = False
         try:
             if self._each_round is not None and (then := self._each_round()) is not None:
-                then()
+                goes_on = then()
         except Exception:
             log.exception("what follows a round of the watch failed")
         with self._mutex:
             if self._thread is not threading.current_thread():
                 return False  # its start was interrupted, and another has replaced it
-            if not self._sessions:
+            if not (self._sessions or goes_on):
                 self._thread = None
             return self._thread is not None
 

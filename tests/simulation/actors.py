@@ -212,9 +212,11 @@ def _asking(simulation: Simulation, hold: Hold) -> Iterator[None]:
     home, key = hold.home, hold.use.key
     home.asking[key] += 1
     home.asked[key] += 1
+    simulation.asking.add(hold.thread)
     try:
         yield
     finally:
+        simulation.asking.discard(hold.thread)
         home.asking[key] -= 1
         simulation.witness.left(hold)
 

@@ -65,11 +65,15 @@ class Core:
 def on_signal() -> None:
     """Stand for the program's signal handler, which `from_handler` looks for in a traceback.
 
-    Python drops what a handler raises inside a finaliser, and the rest of that with it; no program can help it.
+    Two moments are left out, at which no program can help it. Python drops what a handler raises inside a finaliser,
+    and the rest of that with it; and nothing is there yet to undo the first exception when a second handler raises at
+    the very call that would.
     """
     frame: Any = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        code = frame.f_code
+        begins = frame.f_lineno == code.co_firstlineno + 1
+        if code.co_name == "__del__" or (code.co_qualname == "MainThreadCall.end" and begins):
             return
         frame = frame.f_back
     raise TimeoutError("a time limit of the program, by a signal")

@@ -282,14 +282,17 @@ class Witness:
 
     # At the end.
 
-    def check_rest(self, homes: list[Any], holds: list[Hold]) -> None:
-        """Nothing is left behind, when all users are done and everything had time to settle."""
-        if any(self.open_events.values()):
-            self.scheduler.fail("listeners never heard of the end of a hold")
+    def check_losses(self, holds: list[Hold]) -> None:
+        """Every loss was told."""
         for hold in holds:
             kept = hold.use.ending != "garbage" and not hold.home.closing
             if kept and hold.seen_lost and not (hold.told or hold.interrupted):
                 self.scheduler.fail(f"{hold} was lost, and on_lost was never called")
+
+    def check_rest(self, homes: list[Any]) -> None:
+        """Nothing is left behind, when all users are done and everything had time to settle."""
+        if any(self.open_events.values()):
+            self.scheduler.fail("listeners never heard of the end of a hold")
         for home in homes:
             self._check_home(home)
 

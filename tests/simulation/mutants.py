@@ -342,6 +342,11 @@ MUTANTS: dict[str, Mutant] = {
     "child-ends-sessions": _mutant(
         "a forked child ends the sessions of its parent",
         (POOL, "            session.park()\n", "            session.end()\n"),
+        (
+            SESSION,
+            "        if self._pid != os.getpid():\n            self.park()",
+            "        if False:\n            self.park()",
+        ),
     ),
     "child-holds": _mutant(
         "a forked child takes its parent's locks for its own",

@@ -108,7 +108,7 @@ AT_STEPS = ("kill a holder", "restart", "freeze", "silence all", "signal", "coll
 NO_THREAD = "no thread"
 AT_TIMES = frozenset(AT_STEPS) - {"collect"}
 # How many steps, or threads that start, lie before a fault on average.
-BETWEEN = {"signal": 200, "cancel": 250, NO_THREAD: 3}
+BETWEEN = {"signal": (60, 200), "cancel": (60, 250), NO_THREAD: (3, 12)}
 SECONDS = {
     "slow": (0.05, 0.5, 1.5, 20.0),
     "silence": (0.5, 1.5, 10.0, 40.0),
@@ -152,6 +152,11 @@ class Theme:
     faults: tuple[str, ...] = ()
     apis: tuple[str, ...] = ("threads", "threads", "alock", "tasks")
     keys: str = "ab"
+    holds: tuple[float, ...] = (0.0, 0.0, 0.0005, 0.02, 0.5, 3.0, 20.0)
+    """For how many seconds locks are held."""
+    timeouts: tuple[float | None, ...] = (None, None, 0.0, 0.02, 1.0, 15.0)
+    shares: float = 0.7
+    """How likely all locks of a provider share a session."""
     main: float = 0.0
     """How likely signals are."""
     closed: float = 0.15
@@ -165,13 +170,17 @@ class Theme:
 
 
 PLAIN = Theme(main=0.4)
+BRIEF = (0.0, 0.0005, 0.002, 0.01)
 THEMES = (
     Theme(faults=("signal",), apis=("threads",), keys="a", main=1.0, often=5),
-    Theme(faults=("signal", "kill a holder", "slow"), apis=("threads",), main=1.0, often=6),
-    Theme(faults=(NO_THREAD,), apis=("threads", "alock", "alock"), often=4),
+    Theme(faults=("signal", "signal", "slow", "silence"), apis=("threads",), keys="a", main=1.0, often=6),
+    Theme(faults=(NO_THREAD, NO_THREAD, "kill a holder"), apis=("threads", "alock", "alock"), often=5),
+    Theme(faults=(NO_THREAD,), apis=("alock",), holds=(20.0, 20.0, 0.02), closed=0.0, often=8),
     Theme(faults=("cancel",), apis=("alock", "alock", "tasks"), keys="a", often=6),
-    Theme(faults=("cancel", "slow", CANCELLED), apis=("alock", "tasks"), often=6),
+    Theme(faults=("cancel", "cancel", "slow", CANCELLED), apis=("alock", "tasks"), shares=0.2, often=8),
+    Theme(faults=("cancel",), apis=("alock",), keys="a", holds=(0.01, 0.02, 0.5), timeouts=(0.02, 0.02, 1.0), often=8),
     Theme(faults=("kill a holder", "killed"), often=4),
+    Theme(faults=("kill a holder",), keys="a", holds=BRIEF, closed=0.0, often=3),
     Theme(faults=("slow",), closed=0.6, closes=0.6, often=3),
     Theme(keys="a", closed=0.5),
     Theme(keys="a"),
@@ -203,7 +212,7 @@ def make_plan(seed: int) -> Plan:
 
 
 def _provider(chance: Random, theme: Theme, *, threads: bool) -> Provider:
-    shares = chance.random() < 0.7
+    shares = chance.random() < theme.shares
     api = "threads" if threads else chance.choice(theme.apis)
     return Provider(
         api=api,
@@ -213,12 +222,12 @@ def _provider(chance: Random, theme: Theme, *, threads: bool) -> Provider:
         heartbeat=chance.choice((2.0, 5.0)),
         lease=chance.choice((None, None, 6.0)) if shares else None,
         closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < theme.closes else None,
-        forgotten=chance.random() < 0.2,
+        forgotten=chance.random() < 0.2 and api != "tasks",
     )
 
 
 def _use(chance: Random, theme: Theme, keys: str, *, alone: bool) -> Use:
-    timeout = chance.choice((None, None, 0.0, 0.02, 1.0, 15.0))
+    timeout = chance.choice(theme.timeouts)
     ending = chance.choice(("release", "with", "with", "close", "garbage", "elsewhere"))
     inside = None
     if len(keys) > 1 and chance.random() < 0.25:
@@ -231,7 +240,7 @@ def _use(chance: Random, theme: Theme, keys: str, *, alone: bool) -> Use:
         shared=shared,
         fencing=not shared and chance.random() < 0.1,
         timeout=timeout,
-        hold=chance.choice((0.0, 0.0, 0.0005, 0.02, 0.5, 3.0, 20.0)),
+        hold=chance.choice(theme.holds),
         ending=ending,
         verify=chance.random() < 0.1,
         closed_after=chance.choice((0.0, 0.0005, 0.02, 0.7)) if chance.random() < theme.closed else None,
@@ -256,6 +265,7 @@ def _placed(chance: Random, kind: str, *, tasks: bool) -> Fault:
     """Give a fault its place, and its length."""
     if not tasks and kind in {"cancel", "block the loop"}:
         kind = "freeze"
-    at = 1 + int(chance.expovariate(1 / BETWEEN.get(kind, 12 if kind in AT_REQUESTS else 300)))
-    when = round(chance.expovariate(1 / 8), 3) if kind in AT_TIMES and chance.random() < 0.4 else None
+    at = 1 + int(chance.expovariate(1 / chance.choice(BETWEEN.get(kind, (12,) if kind in AT_REQUESTS else (60, 300)))))
+    timed = kind in AT_TIMES and chance.random() < 0.4
+    when = round(chance.expovariate(1 / chance.choice((0.03, 8.0))), 4) if timed else None
     return Fault(kind, at, chance.choice(SECONDS.get(kind, (0.0,))), when)

@@ -57,6 +57,8 @@ class Simulation:
         self.homes: list[Home] = []
         self.used: list[Hold] = []
         self.story: list[str] = []
+        self.asking: set[str] = set()
+        """The users that ask for a lock now."""
         self.abandoned = False
         """A signal took the main thread away from a lock that it held; a helper may refer to that still."""
         self._garbage: list[Any] = []
@@ -159,12 +161,14 @@ class Simulation:
         self._collect()
         if any(fault.kind in {"signal", "cancel"} for fault in self.plan.faults):
             gc.collect()  # a signal may strike before a release has begun: then the object's end releases
-        if here.refused:  # what waits for a thread is done with the next acquisition
-            here.fails_to_start.clear()
+        here.fails_to_start.clear()
+        self._rest(8.0)
+        self.witness.check_losses(self.used)
+        if here.refused:  # the books of what is lost may wait for a thread until the next acquisition
             for home in self.homes:
                 self._touch(home)
-        self._rest(8.0)
-        self.witness.check_rest(self.homes, self.used)
+            self._rest(8.0)
+        self.witness.check_rest(self.homes)
         self._end_providers()
         for home in self.homes:
             if isinstance(home, LoopHome):
@@ -184,7 +188,9 @@ class Simulation:
 
     def _end_providers(self) -> None:
         for home in self.homes:
-            if home.options.forgotten and not home.closing:
+            if home.closing:
+                continue
+            if home.options.forgotten:
                 self.drop(home, "provider")
             else:
                 self._close(home)
@@ -261,8 +267,9 @@ class Simulation:
     def _cancel(self) -> None:
         jobs = [job for home in self.homes if isinstance(home, LoopHome) for job in home.jobs if not job.done]
         jobs = [job for job in jobs if job.name.startswith("actor")]
+        waiting = [job for job in jobs if job.name in self.asking]
         if jobs:
-            job = self.scheduler.random.choice(jobs)
+            job = self.scheduler.random.choice(waiting or jobs)
             here_note(self, f"fault: {job.name} is cancelled")
             job.cancel()
 

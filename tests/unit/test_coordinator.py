@@ -36,7 +36,7 @@ def test_one_whose_lock_is_lost_before_it_wakes_up_learns_it_like_any_holder(loc
         woken = queue(ticket)
         if ticket.latch is not None:
             assert ticket.session is not None
-            assert coordinator.entries.lose(ticket.session) == [ticket]
+            assert coordinator.entries.lose(ticket.session) == [(ticket, second)]
         return woken
 
     coordinator._queue = wake_up_late  # type: ignore[method-assign]

@@ -396,7 +396,7 @@ class TestTurn:
         held, holder, queued = ann.hold(handing, "k"), ben.ask(handing, "k"), cid.ask(handing, "k")
         handing.release(held)
         assert held.session is not None
-        assert handing.lose(held.session) == [holder]
+        assert handing.lose(held.session) == [(holder, None)]
         assert handing.release(holder) is State.LOST
         assert queued.state is State.ASKING
 
@@ -518,7 +518,7 @@ class TestReadersTurn:
         readers = [ann.hold(handing, "k", shared=True), ben.ask(handing, "k", shared=True)]
         writer = cid.ask(handing, "k")
         assert readers[0].session is not None
-        assert handing.lose(readers[0].session) == readers
+        assert handing.lose(readers[0].session) == [(reader, None) for reader in readers]
         assert [handing.release(reader) for reader in readers] == [State.LOST, State.LOST]
         assert writer.state is State.ASKING
 
@@ -743,7 +743,7 @@ class TestLoss:
         for ticket in lost:
             entries.granted(ticket, dead)
         kept, queued = ann.hold(entries, "z"), ben.ask(entries, "x")
-        assert entries.lose(dead) == lost
+        assert [ticket for ticket, _ in entries.lose(dead)] == lost
         assert [ticket.state for ticket in lost] == [State.LOST, State.LOST]
         assert entries.release(lost[0]) is State.LOST
         assert (kept.state, queued.state) == (State.HELD, State.ASKING)

@@ -379,7 +379,7 @@ class EntriesMachine(RuleBasedStateMachine):
         """Another notices, or our own side ends a session; another takes its place."""
         number = step.number % len(self.sessions)
         lost = [one for one in self.model.at(State.HELD) if one.ticket.session is self.sessions[number]]
-        assert set(self.entries.lose(self.sessions[number])) == {one.ticket for one in lost}
+        assert set(self.entries.lose(self.sessions[number])) == {(one.ticket, None) for one in lost}
         for one in lost:
             one.state = State.LOST
         for key in KEYS:
