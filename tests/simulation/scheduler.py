@@ -273,7 +273,7 @@ class Scheduler:
         while self._at_step and self._at_step[0][0] <= self.steps:
             heapq.heappop(self._at_step)[2]()
         self._plan_turn()
-        if self.random.random() < BUSY:
+        if signals and self.random.random() < BUSY:  # lines take no time of their own
             self.now += self.random.choice(PAUSES)
         if self._by_rank:
             self._ranks[self.current] = self.random.random() - 1

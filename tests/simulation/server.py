@@ -138,6 +138,8 @@ class Server:
         self.requests += 1
         fault = self.faults.get(self.requests)
         extra = 0.0
+        if call.statement == "kill":
+            call.victims_sent = self.sessions[call.values["number"] - 1].connection.sent
         if fault is not None:
             self._note(f"fault: {fault}, at {call.statement} on session {connection.session.number}")
             if fault.kind == "slow":
@@ -192,10 +194,11 @@ class Server:
         here.step()
         if self.down:
             unreachable()
+        meant = session.connection.sent
         for last in (False, True):
             pause(self.random.choice((0.0, 0.002, 0.02, 0.2)), "the server to cancel", task=in_task)
             if not last:
-                self.cancel(session)
+                self.cancel(session, meant)
         here.step()
 
     # What the server does.
@@ -275,8 +278,7 @@ class Server:
             case "holds":
                 return (session.holds(values["name"], shared=values["shared"]),)
             case "kill":
-                victim = self.sessions[values["number"] - 1]
-                self.cancel(victim)
+                self.cancel(self.sessions[values["number"] - 1], call.victims_sent)
                 return (1,)
             case statement:
                 raise AssertionError(statement)
@@ -362,9 +364,14 @@ class Server:
             self._advance(wait.name)
         self._answer(wait.session, wait.call, None, error)
 
-    def cancel(self, session: ServerSession) -> None:
-        """Cancel what a session does: its wait, or a statement that is still on its way through the server."""
+    def cancel(self, session: ServerSession, meant: int) -> None:
+        """Cancel what a session does: its wait, or a statement that is still on its way through the server.
+
+        It was meant for the statement that was the last one so far, by its number.
+        """
         self._note(f"session {session.number}: a cancel arrives")
+        if session.alive and session.connection.sent != meant:
+            self.scheduler.fail(f"a cancel comes to session {session.number} after its next statement")
         if session.wait is not None:
             self._refuse(session.wait, CANCELLED)
         elif session.connection.call is not None:

@@ -94,7 +94,8 @@ class Simulation:
         self._garbage.append((here.current, getattr(owner, name)))
         setattr(owner, name, None)
         here.at_step(here.steps + here.random.choice((1, 5, 30, 200)), self._collect)
-        self._others.append(Home.start(self.homes[0], "collector", self._collect_later))
+        if name == "lock":
+            self._others.append(Home.start(self.homes[0], "collector", self._collect_later))
 
     def _collect_later(self) -> None:
         self.sleep(1.0)
@@ -195,7 +196,8 @@ class Simulation:
             else:
                 self._close(home)
         if any(home.provider is None for home in self.homes):
-            self._rest(2.0)
+            self._rest(8.0)
+            self._collect()
             gc.collect()  # a collection inside a collection, as at a step of a finaliser, does nothing
         self._rest(15.0)
         for session in self.server.living():

@@ -80,6 +80,8 @@ class Call:
         self.answered = False
         self.killed = False
         """The server has been told to cancel it."""
+        self.victims_sent = 0
+        """Of a kill: how many statements the session had sent that it is for."""
 
     def answer(self, row: tuple[Any, ...] | None, error: str | None = None) -> None:
         """Bring the answer, once."""
@@ -140,6 +142,8 @@ class Connection:
         self.home: Any = None
         """The provider that opened it."""
         self.call: Call | None = None
+        self.sent = 0
+        """How many statements so far, but for unlocks, which are repeated when a cancel hits them."""
         self.closed = False
         self.hung_up = False
         """The server's end has been seen."""
@@ -176,6 +180,7 @@ class Connection:
         if self.gone:
             raise OperationalError(GONE)
         call = self.call = self._call(statement, values)
+        self.sent += statement != "unlock"
         try:
             self.server.send(self, call)
             row = self._wait(call)
