@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -183,7 +184,14 @@ class LockedCommandMixin:
             add_switches(parser)
             add_flags(parser)
         except argparse.ArgumentError as error:
-            raise CommandError(f"{subcommand} has a flag of its own that LockedCommandMixin adds: {error}") from error
+            refusal = CommandError(
+                f"{subcommand} has a flag of its own that LockedCommandMixin adds: {error}. Rename it, or leave the "
+                f"mixin and run `manage.py dlock run KEY -- {subcommand}`"
+            )
+            if getattr(self, "_called_from_command_line", False):  # an error here would be shown as a traceback
+                self.stderr.write(f"{type(refusal).__name__}: {refusal}")  # type: ignore[attr-defined]
+                sys.exit(refusal.returncode)
+            raise refusal from error
         return parser
 
     def execute(self, *args: Any, **options: Any) -> Any:

@@ -234,7 +234,8 @@ def refuse_atomic(key: object) -> None:
         if any(not block._from_testcase for block in blocks):  # noqa: SLF001 - as Django's `durable` looks
             raise LockStateError(
                 f"key {shown(key)}: inside atomic({connection.alias!r}) this lock would be free before the commit, "
-                "and the next holder would read old rows. Take it outside; or use locked_atomic(), lock_view() under "
-                "ATOMIC_REQUESTS, xact_lock() on PostgreSQL; or allow_atomic=True if it protects no rows",
+                "and the next holder would read old rows. Take it outside; or use locked_atomic(), or xact_lock() on "
+                "PostgreSQL; under ATOMIC_REQUESTS write lock_view() outermost, above all other decorators of the view "
+                "(of a class: method_decorator on dispatch); or allow_atomic=True if it protects no rows",
                 key=key,
             )

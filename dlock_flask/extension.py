@@ -12,7 +12,7 @@ from .handles import AsyncHandle, BaseHandle, Handle, handles_here
 from .settings import OnConflict, Options, read_settings
 from .state import EXTENSION, AppState, current_state
 from .streams import stream
-from .views import lock_view
+from .views import lock_view, refuse_locks_above_routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -67,6 +67,7 @@ class DLock:
             raise RuntimeError(f"the application {app.name!r} has a DLock already: make one and use it everywhere")
         settings = read_settings(app, prefix=self._prefix)
         app.extensions[EXTENSION] = AppState(app, settings, self._db, self._engine)
+        app.before_request(_check_routes)
         app.teardown_appcontext(_end_context)
         app.shell_context_processor(lambda: {"dlock": self})
         app.cli.add_command(cli.dlock)
@@ -199,6 +200,7 @@ class DLock:
 
         Raises:
             LockKeyError: The view has no such argument: at once, or at the first request where only that tells.
+            TypeError: It stands above the route: at the first request, of any view.
         """
         options = Options(
             timeout,
@@ -253,6 +255,14 @@ class DLock:
     def close(self) -> None:
         """End the lock sessions of the current application in this process, as a test may want."""
         current_state().close()
+
+
+def _check_routes() -> None:
+    """Look at all views before the first request, when all are there."""
+    state = current_state()
+    if not state.routes_are_sound:
+        refuse_locks_above_routes(state.app)
+        state.routes_are_sound = True
 
 
 def _end_context(_error: BaseException | None) -> None:

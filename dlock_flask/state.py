@@ -50,6 +50,7 @@ class AppState:
         self.room = WaitingRoom(settings.max_waiters)
         self._db = db
         self._engine = engine if engine is not None else settings.url
+        self.routes_are_sound = False
         self._providers: Registry[str | None, LockProvider] = Registry()
 
     def provider(self, bind: str | None) -> LockProvider:

@@ -163,6 +163,21 @@ def test_a_flag_of_the_command_s_own_is_reported(default_alias: str) -> None:
         call_command(make(lambda: None, add_arguments=add_arguments))
 
 
+def test_a_flag_of_the_command_s_own_is_reported_in_one_line_with_what_to_do(
+    default_alias: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line, where Django would show a traceback."""
+
+    def add_arguments(self: Any, parser: CommandParser) -> None:
+        parser.add_argument("--lock")
+
+    with pytest.raises(SystemExit) as ended:
+        make(lambda: None, add_arguments=add_arguments).run_from_argv(["manage.py", "old"])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Rename it, or leave the mixin and run `manage.py dlock run KEY -- old`" in line
+
+
 def test_a_handler_of_sigterm_stays(default_alias: str) -> None:
     """The program's own, during and after the command; the default comes back."""
 

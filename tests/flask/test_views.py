@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Iterator
 from decimal import Decimal
@@ -35,6 +36,57 @@ def test_a_template_is_filled_from_the_arguments_of_the_route(place: Place, site
         assert site.get("/docs/7").status_code == 409
         assert site.get("/docs/8").text == "8 under 'doc:8'"
     assert site.get("/docs/7").status_code == 200
+
+
+def test_a_lock_above_its_route_is_refused_at_the_first_request(sqlite: Place) -> None:
+    """Flask serves the function without the lock; nothing else would tell."""
+    site = sqlite.site()
+
+    @site.dlock.locked("k")
+    @site.app.get("/wrong")
+    def wrong() -> str:
+        return "unlocked"
+
+    @site.app.get("/other")
+    def other() -> str:
+        return "never served"
+
+    for path in ("/other", "/wrong"):
+        with pytest.raises(TypeError, match=r"endpoint 'wrong': @dlock\.locked stands above its route"):
+            site.get(path)
+
+
+def test_a_blueprint_s_lock_above_its_route_is_refused_too(sqlite: Place) -> None:
+    """It is registered later."""
+    site, blueprint = sqlite.site(), flask.Blueprint("docs", __name__)
+
+    @site.dlock.locked("k")
+    @blueprint.get("/wrong")
+    def wrong() -> str:
+        return "unlocked"
+
+    site.app.register_blueprint(blueprint)
+    with pytest.raises(TypeError, match=r"endpoint 'docs\.wrong'"):
+        site.get("/wrong")
+
+
+def test_one_function_may_be_served_with_and_without_a_lock(sqlite: Place) -> None:
+    """Under other decorators, too."""
+    site = sqlite.site()
+
+    def view() -> str:
+        return keys(site)
+
+    @functools.wraps(view)
+    def outer() -> Any:
+        return locked()
+
+    locked = site.dlock.locked("k")(view)
+    outer.__wrapped__ = locked
+    site.app.add_url_rule("/plain", "plain", view)
+    site.app.add_url_rule("/locked", "locked", outer)
+    assert site.get("/plain").text == ""
+    assert site.get("/locked").text == "'k'"
 
 
 def test_a_default_of_the_view_fills_the_template_too(sqlite: Place) -> None:
