@@ -53,6 +53,7 @@ class DLock:
         self._db = db
         self._engine = engine
         self._prefix = prefix
+        self._locked: list[tuple[Any, Any]] = []
         if app is not None:
             self.init_app(app)
 
@@ -67,7 +68,7 @@ class DLock:
             raise RuntimeError(f"the application {app.name!r} has a DLock already: make one and use it everywhere")
         settings = read_settings(app, prefix=self._prefix)
         app.extensions[EXTENSION] = AppState(app, settings, self._db, self._engine)
-        app.before_request(_check_routes)
+        app.before_request(self._check_routes)
         app.teardown_appcontext(_end_context)
         app.shell_context_processor(lambda: {"dlock": self})
         app.cli.add_command(cli.dlock)
@@ -213,9 +214,18 @@ class DLock:
         )
 
         def decorate(view: F) -> F:
-            return lock_view(view, key, options, methods)
+            locked = lock_view(view, key, options, methods)
+            self._locked.append((view, locked))
+            return locked
 
         return decorate
+
+    def _check_routes(self) -> None:
+        """Look at all views before the first request, when all are there."""
+        state = current_state()
+        if not state.routes_are_sound:
+            refuse_locks_above_routes(state.app, self._locked)
+            state.routes_are_sound = True
 
     def cli_locked(
         self,
@@ -255,14 +265,6 @@ class DLock:
     def close(self) -> None:
         """End the lock sessions of the current application in this process, as a test may want."""
         current_state().close()
-
-
-def _check_routes() -> None:
-    """Look at all views before the first request, when all are there."""
-    state = current_state()
-    if not state.routes_are_sound:
-        refuse_locks_above_routes(state.app)
-        state.routes_are_sound = True
 
 
 def _end_context(_error: BaseException | None) -> None:

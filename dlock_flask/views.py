@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import has_request_context, request
@@ -17,7 +16,7 @@ from .state import current_state
 from .streams import hold_until_sent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from flask import Flask
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["lock_view", "refuse_locks_above_routes"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
-# Where a function notes what `locked` has made of it.
-LOCKED = "_dlock_locked"
 
 
 def lock_view(view: F, key: KeySource, options: Options, methods: Collection[str] | None) -> F:
@@ -48,27 +45,27 @@ def lock_view(view: F, key: KeySource, options: Options, methods: Collection[str
         async with AsyncHandle(current_state(), make_key(*args, **kwargs), options) as handle:
             return hold_until_sent(await view(*args, **kwargs), handle)
 
-    locked: Any = run_async if inspect.iscoroutinefunction(view) else run
-    with suppress(AttributeError):  # a view of another kind than a function takes no notes
-        vars(view).setdefault(LOCKED, []).append(locked)
-    return locked  # type: ignore[no-any-return]
+    return run_async if inspect.iscoroutinefunction(view) else run  # type: ignore[return-value]
 
 
-def refuse_locks_above_routes(app: Flask) -> None:
+def refuse_locks_above_routes(app: Flask, made: Iterable[tuple[Any, Any]]) -> None:
     """Refuse to serve a view whose lock stands above its route, and so around nothing.
+
+    Args:
+        app: The application, with all its routes.
+        made: Views, each with what `lock_view` has made of it.
 
     Raises:
         TypeError: There is one.
     """
-    served = list(app.view_functions.items())
-    around = {id(inner) for _, view in served for inner in _unwrapped(view)}
-    for endpoint, view in served:
-        for locked in getattr(view, LOCKED, ()):
-            if id(locked) not in around:
-                raise TypeError(
-                    f"endpoint {shown(endpoint)}: @dlock.locked stands above its route and locks nothing; "
-                    "write it below, next to the function"
-                )
+    endpoints = {id(view): endpoint for endpoint, view in app.view_functions.items()}
+    served = {id(inner) for view in app.view_functions.values() for inner in _unwrapped(view)}
+    for view, locked in made:
+        if id(view) in endpoints and id(locked) not in served:
+            raise TypeError(
+                f"endpoint {shown(endpoints[id(view)])}: @dlock.locked stands above its route and locks nothing; "
+                "write it below, next to the function"
+            )
 
 
 def _unwrapped(view: Any) -> Iterator[Any]:

@@ -70,6 +70,18 @@ def test_a_blueprint_s_lock_above_its_route_is_refused_too(sqlite: Place) -> Non
         site.get("/wrong")
 
 
+def test_one_view_may_serve_many_applications(sqlite: Place) -> None:
+    """As a factory makes them, each with a lock around it."""
+    sites = [sqlite.site() for _ in range(3)]
+
+    def view() -> str:
+        return keys(sites[0])
+
+    for site in sites:
+        site.app.add_url_rule("/", "view", sites[0].dlock.locked("k")(view))
+    assert [site.get("/").text for site in sites] == ["'k'"] * 3
+
+
 def test_one_function_may_be_served_with_and_without_a_lock(sqlite: Place) -> None:
     """Under other decorators, too."""
     site = sqlite.site()
