@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
 from celery.exceptions import SoftTimeLimitExceeded
 
-from dlock_core import LockConnectionError, LockLostError, LockStateError
+from dlock_core import DeadlockError, LockConnectionError, LockLostError, LockStateError
 from dlock_core.adapters import Acquisition, shown
 
 from .attempt import Attempt
@@ -33,6 +33,8 @@ class Holding(NamedTuple):
 
     task: Task[Any, Any]
     lock: Lock | None
+    caller: Holding | None = None
+    """The task whose body made this call."""
 
 
 # Threads, greenlets and asyncio tasks each see their own.
@@ -132,11 +134,16 @@ def run_guarded(task: Task[Any, Any], body: Callable[[], Any], args: tuple[Any, 
 def _under(lock: Lock | None, task: Task[Any, Any], body: Callable[[], Any]) -> Any:
     """Run the body so that it can ask for its lock; without one it is still under that of its caller."""
     before = holding.get()
-    token = holding.set(Holding(task, lock or (before and before.lock)))
+    token = holding.set(Holding(task, lock or (before and before.lock), before))
     try:
         return body()
     finally:
         holding.reset(token)
+
+
+def _same(one: Lock, other: Lock) -> bool:
+    """Tell whether two locks are of one key in one database."""
+    return one.actual_key == other.actual_key and one._coordinator is other._coordinator  # noqa: SLF001 - no public word
 
 
 class _Run:
@@ -153,6 +160,7 @@ class _Run:
         """Do it all; a soft time limit may strike in any line, and then what it cut short is done again."""
         try:
             if not self._acquire():
+                self._refuse_own_key()
                 return settle_conflict(self._attempt, self._key, self._taken)
             result = _under(self._lock if self._taken.granted else None, self._attempt.task, body)
             self._end(None)
@@ -179,6 +187,18 @@ class _Run:
         self._attempt.forget_headers()
         tell(self._attempt, lock_acquired, **facts)
         return True
+
+    def _refuse_own_key(self) -> None:
+        """Raise where this very call chain holds the key: no policy could let that end well."""
+        caller = holding.get()
+        while caller is not None:
+            if caller.lock is not None and caller.lock.held and _same(caller.lock, self._lock):
+                raise DeadlockError(
+                    f"{self._attempt} did not run: key {shown(self._key)} is held by the body that calls it; give one "
+                    "of them another key, or call what it does without its task",
+                    key=self._key,
+                )
+            caller = caller.caller
 
     def _end(self, error: BaseException | None) -> None:
         try:

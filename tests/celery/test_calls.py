@@ -123,19 +123,31 @@ def test_an_app_that_is_always_eager_honours_locks(app: Celery) -> None:
 @pytest.mark.parametrize("timeout", [0, 30])
 @pytest.mark.parametrize("how", ["eager", "direct"])
 def test_a_task_that_calls_itself_meets_its_own_lock(app: Celery, how: str, timeout: float) -> None:
-    """It is skipped, and no caller waits for itself: that is an error at once."""
+    """Nobody waits for itself, and a skip would lose the work in silence: that is an error at once."""
 
     def body(depth: int) -> Any:
         task = app.tasks["the-task"]
         return depth and (task.apply((0,), throw=True).get() if how == "eager" else task(0))
 
     task = declare(app, "decorator", {"skip_result": "skipped", "timeout": timeout}, body)
-    if timeout:
-        with pytest.raises(DeadlockError):
-            task(1)
-    else:
-        assert task(1) == "skipped"
+    with pytest.raises(DeadlockError, match="'the-task'"):
+        task(1)
     assert task(0) == 0
+
+
+def test_a_task_that_is_called_by_the_task_that_its_caller_called_meets_the_lock_too(app: Celery) -> None:
+    """However many stand between; another key is no matter."""
+
+    def call_outer() -> Any:
+        return app.tasks["outer"]()
+
+    def call_inner() -> Any:
+        return app.tasks["inner"]()
+
+    declare(app, "decorator", {"key": "inner"}, call_outer, name="inner")
+    outer = declare(app, "decorator", {"key": "outer"}, call_inner, name="outer")
+    with pytest.raises(DeadlockError, match="'outer' is held by the body that calls it"):
+        outer()
 
 
 def test_direct_calls_can_go_past_the_lock(app: Celery) -> None:
