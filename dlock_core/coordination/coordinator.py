@@ -301,6 +301,8 @@ class Coordinator:
             self.listeners.ended(ticket, lost=gone)
             if gone:
                 self._report(ticket.lock_object())
+                if self._losses.stuck:  # no thread, and perhaps no session whose watch would try again
+                    self._losses.finish()
         if not intact:
             raise lost(ticket.key, "the server says that our session did not hold it")
 

@@ -135,8 +135,9 @@ class Serial:
             self._running.release()
 
     def finish(self) -> None:
-        """Run what is left in this thread, as the interpreter ends."""
+        """Run what is left in this thread: the interpreter ends, or no other thread is to be had."""
         if self._pid == os.getpid():
+            self.stuck = False
             with suppress(queue.Empty):
                 while True:
                     self._do(self._jobs.get_nowait())

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from dlock_core import LockLostError
 from dlock_core.sessions import workers as threads
@@ -82,6 +83,30 @@ def test_a_loss_that_finds_no_thread_is_reported_later(house: House, monkeypatch
     assert person.acquire("another", timeout=5)
     until(lambda: heard == [0, 1, 2], "the losses to be reported")
     person.release()
+
+
+@ON_SOME
+def test_a_loss_that_only_the_release_finds_is_reported_there_where_no_thread_is_to_be_had(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later there may be no session, and so no watch that would try again."""
+    heard: list[Any] = []
+    person = house.person(house.new_provider(on_lost=lambda lock: heard.append(lock.key)))
+    assert person.acquire("k")
+    (ticket,) = house.providers[-1]._coordinator.entries.held()
+    session: Any = ticket.session
+    statement = "SELECT 1 FROM (SELECT pg_advisory_unlock_all()) AS _"
+    if house.row.server != "postgresql":
+        statement = "SELECT RELEASE_ALL_LOCKS()"
+    person.do(lambda: session.first(sa.text(statement)))
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "start_new_thread", refuse)
+    with pytest.raises(LockLostError, match="did not hold it"):
+        person.release()
+    assert heard == ["k"]
 
 
 @pytest.mark.rows(lambda row: row.name in {"postgresql-asyncpg", "postgresql-psycopg-alock", "mysql-aiomysql"})

@@ -222,7 +222,7 @@ def _provider(chance: Random, theme: Theme, *, threads: bool) -> Provider:
         heartbeat=chance.choice((2.0, 5.0)),
         lease=chance.choice((None, None, 6.0)) if shares else None,
         closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < theme.closes else None,
-        forgotten=chance.random() < 0.2 and api != "tasks",
+        forgotten=chance.random() < 0.2 and api == "threads" and not threads,
     )
 
 

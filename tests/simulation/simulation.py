@@ -164,6 +164,9 @@ class Simulation:
             gc.collect()  # a signal may strike before a release has begun: then the object's end releases
         here.fails_to_start.clear()
         self._rest(8.0)
+        if any(fault.kind in {"signal", "cancel"} for fault in self.plan.faults):
+            gc.collect()  # what a helper was still busy with
+            self._rest(2.0)
         self.witness.check_losses(self.used)
         if here.refused:  # the books of what is lost may wait for a thread until the next acquisition
             for home in self.homes:
