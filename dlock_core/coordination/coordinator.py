@@ -343,6 +343,7 @@ class Coordinator:
             if session in policy.pool:
                 policy.pool.end(session)
         session.end()
+        self._session_ended(session)  # another thread may be on its way to say so
 
     def _session_ended(self, session: Session) -> None:
         """Report the loss of all locks of an ended session, in one thread: a callback may take its time."""

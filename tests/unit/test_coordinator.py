@@ -143,3 +143,23 @@ def test_an_asker_called_away_whose_lock_is_lost_by_then_settles_with_its_policy
     ticket, policy = lost(locks, locks.lock("k"))
     locks._coordinator._abandon(ticket, KeyboardInterrupt())
     assert policy.settled == [(ticket, True)]
+
+
+def test_a_lease_that_is_over_is_a_loss_though_another_thread_is_on_its_way_to_say_so(
+    locks: LockProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool has let the session go already. Another reader holds it still, so nothing else would be asked."""
+    told: list[Any] = []
+    first, second = (locks.lock("k", shared=True, on_lost=told.append) for _ in range(2))
+    assert first.acquire()
+    first.disown()
+    assert second.acquire()
+    coordinator: Coordinator = locks._coordinator
+    session: Any = coordinator.entries.held()[0].session
+    assert [ticket.session for ticket in coordinator.entries.held()] == [session, session]
+    monkeypatch.setattr(session, "expired", lambda: True)
+    for policy in coordinator._policies.values():
+        policy.pool._all.discard(session)
+    with pytest.raises(LockLostError):
+        first.release()
+    until(lambda: told == [first, second])
