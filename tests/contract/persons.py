@@ -18,7 +18,7 @@ from dlock_core import AsyncLock, Lock
 
 __all__ = ["AnyLock", "Loop", "Person", "TaskPerson", "ThreadPerson"]
 
-PATIENCE = 45.0
+PATIENCE, OPENING = 45.0, 1.0
 AnyLock = Lock | AsyncLock
 
 
@@ -47,6 +47,8 @@ class Loop:
 
     async def _settle(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:  # an opening goes on when its asker has left, and asyncpg forgets a connection that is cancelled
+            await asyncio.wait(tasks, timeout=OPENING)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
