@@ -39,7 +39,7 @@ class Loop:
         return self.begin(coroutine).result(PATIENCE)
 
     def close(self) -> None:
-        """Cancel what still runs, as asyncio.run does, and close."""
+        """Give what still runs a moment, cancel the rest, as asyncio.run does, and close."""
         self.run(self._settle())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
@@ -47,7 +47,7 @@ class Loop:
 
     async def _settle(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if tasks:  # an opening goes on when its asker has left, and asyncpg forgets a connection that is cancelled
+        if tasks:  # an opening goes on when its asker has left; cancelled here, one was once left to the collector
             await asyncio.wait(tasks, timeout=OPENING)
         for task in tasks:
             task.cancel()

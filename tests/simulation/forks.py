@@ -33,10 +33,9 @@ def fork(simulation: Simulation, hold: Hold) -> None:
     if not report:
         simulation.scheduler.fail("a forked child ended without a word")
     failure, stacks, story = pickle.loads(report)
-    simulation.story += [f"    child: {line}" for line in story]
+    simulation.story += [f"    child: {line}" for line in (*story, *stacks)]
     if failure is not None:
         simulation.scheduler.fail(f"in a forked child: {failure}")
-        simulation.scheduler.stacks = stacks
 
 
 def _live(simulation: Simulation, hold: Hold, writer: int) -> None:
