@@ -181,7 +181,7 @@ class Coordinator:
             if (
                 self.entries.ask(ticket)
                 and (ticket.latch is None or self._queue(ticket))
-                and (ticket.hold is not None or ticket.context.call(self._ask, ticket))
+                and ((ticket.hold is not None and not ticket.again) or ticket.context.call(self._ask, ticket))
             ):
                 return True
         except BaseException as error:
@@ -212,7 +212,7 @@ class Coordinator:
         try:
             if ticket.yields and not self.locks.capabilities.server_waits:  # our turn is over: let others in
                 ticket.context.inner.pause(min(POLL_LAST, ticket.deadline.remaining() or POLL_LAST))
-            granted = ticket.policy.attempt(ticket)
+            granted = ticket.policy.wait(ticket) if ticket.again else ticket.policy.attempt(ticket)
             if not (granted or ticket.once) and self.entries.waiting(ticket):
                 while not (granted or ticket.state is not State.ASKING or ticket.deadline.passed or self._closed):
                     granted = ticket.policy.wait(ticket)
@@ -227,7 +227,8 @@ class Coordinator:
                 raise
             raise ours from error
         finally:
-            if not granted and self.entries.leave(ticket) is not State.HELD:  # else granted to one that is called away
+            # Else it holds the lock as it is called away, or held it `again`.
+            if not (granted or ticket.again) and self.entries.leave(ticket) is not State.HELD:
                 ticket.policy.settle(ticket, reusable=reusable)
         return granted
 
@@ -392,9 +393,9 @@ class Coordinator:
         pool = SessionPool(opener, self._session_ended, self._sessions, self.options.max_sessions)
         gate = LoopGate if self.engine.dialect.is_async else Gate
         if not self.locks.capabilities.server_waits:
-            return Policy(pool, self.entries.granted, str, Sharing.NONE, gate)
+            return Policy(pool, self.entries, str, Sharing.NONE, gate)
         sharing = Sharing.ALL if self.options.share_sessions else Sharing.OWNER
-        return Policy(pool, self.entries.granted, self.session_label, sharing, gate)
+        return Policy(pool, self.entries, self.session_label, sharing, gate)
 
     def _opener(self, keep: Callable[[Session], object]) -> Callable[[float], Session]:
         label, unsafe = self.session_label(""), self.options.allow_unsafe

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..dialects.base import Session
     from ..sessions.pool import SessionPool
     from .contexts import Latch
-    from .state import Ticket
+    from .state import Entries, Ticket
 
 __all__ = ["ANSWERS", "POLL_LAST", "Gate", "LoopGate", "Place", "Policy", "Sharing"]
 
@@ -128,15 +128,25 @@ class Place:
         session: It; by default the first statement opens it.
         owner: Whose locks these are, where each owner has a place.
         kept: It is not given back when nothing uses it.
+        spare: It is for one lock at a time, so that a wait keeps no other statement waiting.
     """
 
-    __slots__ = ("gate", "held", "kept", "owner", "reusable", "session", "users")
+    __slots__ = ("gate", "held", "kept", "owner", "reusable", "session", "spare", "users")
 
-    def __init__(self, gate: Gate, session: Session | None = None, *, owner: object = None, kept: bool = False) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        session: Session | None = None,
+        *,
+        owner: object = None,
+        kept: bool = False,
+        spare: bool = False,
+    ) -> None:
         self.gate = gate
         self.session = session
         self.owner = owner
         self.kept = kept
+        self.spare = spare
         self.held: dict[object, Ticket] = {}
         self.users = 0
         """How many tickets and statements use it."""
@@ -158,7 +168,7 @@ class Policy:
 
     Args:
         pool: Opens and keeps the sessions.
-        granted: Notes a grant; False when its asker has left.
+        entries: The bookkeeping, which hears of each grant, and says when its asker has left.
         show: Makes the name of a session that asks for a key.
         sharing: Which locks share a session.
         gate: Makes a mutex for the threads or tasks that use these sessions.
@@ -167,13 +177,13 @@ class Policy:
     def __init__(
         self,
         pool: SessionPool,
-        granted: Callable[[Ticket, Session], bool],
+        entries: Entries,
         show: Callable[[str], str],
         sharing: Sharing,
         gate: Callable[[], Gate] = Gate,
     ) -> None:
         self.pool = pool
-        self._granted = granted
+        self._entries = entries
         self._show = show
         self._sharing = sharing
         self._gate = gate
@@ -292,7 +302,7 @@ class Policy:
             if session is None:
                 return None
             self._leave_line(ticket)
-            ticket.place = Place(self._gate(), session)
+            ticket.place = Place(self._gate(), session, spare=True)
             ticket.place.users = 1
         return ticket.place
 
@@ -371,9 +381,13 @@ class Policy:
 
         Without a grant the session is sound afterwards and holds nothing more, or has ended.
         """
-        request, session, fresh = ticket.request, place.session, True
+        request, session, fresh, again = ticket.request, place.session, True, ticket.again
         try:
-            if ticket.state is not State.ASKING:
+            if again:
+                if not self._entries.put_back(ticket):
+                    return ticket.state is State.LOST  # which it learns as any other holder
+                place.held.pop(request.name, None)
+            elif ticket.state is not State.ASKING:
                 return False  # no session is opened for an asker that has left
             if request.name in place.held or (session is not None and session.ended):
                 return None
@@ -385,19 +399,24 @@ class Policy:
             timeout: float | None = 0
             if waits or (self._sharing is Sharing.NONE and not ticket.once):  # SQLite lets long waits go first
                 ticket.session, timeout = session, ticket.deadline.remaining()
+            late = again and timeout == 0
+            if late:
+                self._release(session, ticket)
             label = None if place.kept else self._show(request.label)
-            if not session.acquire(request.name, shared=request.shared, timeout=timeout, label=label):
+            if late or not session.acquire(
+                request.name, shared=request.shared, timeout=timeout, label=label, again=again
+            ):
                 return False
             if request.fencing:
                 ticket.token = session.next_token(request.name)
             place.held[request.name], ticket.place = ticket, place
-            granted = self._granted(ticket, session)
+            granted = self._entries.granted(ticket, session)
             if not granted:  # its asker has left
                 del place.held[request.name]
                 self._release(session, ticket)
         except BaseException as error:
             if session is not None:
-                self._clean_up(place, ticket, session, error)
+                self._clean_up(place, ticket, session, error, again=again)
             if session is None or fresh or session.silent or not connection_lost(error):
                 raise
             return None  # it had ended while it was idle
@@ -410,9 +429,9 @@ class Policy:
             if not place.kept:
                 self._leave(place)
 
-    def _clean_up(self, place: Place, ticket: Ticket, session: Session, error: BaseException) -> None:
+    def _clean_up(self, place: Place, ticket: Ticket, session: Session, error: BaseException, *, again: bool) -> None:
         """After an answer, unlock what the server may have granted all the same; else end the session."""
-        if isinstance(error, ANSWERS):
+        if isinstance(error, ANSWERS) and not again:
             return  # the session is sound, and keeps what else it holds
         if place.held.get(ticket.request.name) is ticket:
             del place.held[ticket.request.name]

@@ -81,14 +81,14 @@ class Hold:
 
     def takes(self, ticket: Ticket) -> bool:
         """Tell whether this ticket may hold it without a word to the server."""
-        return (
-            self.grants > 0
-            and self.shared is ticket.shared
-            and self.policy is ticket.policy
-            and not ticket.request.fencing
-            and time.monotonic() < self.until
-            and self.session.alive()
-        )
+        return self.grants > 0 and not ticket.request.fencing and time.monotonic() < self.until and self._suits(ticket)
+
+    def passes(self, ticket: Ticket) -> bool:
+        """Tell whether this ticket may put the lock back and wait for it anew on the same session."""
+        return self.place is not None and self.place.spare and self._suits(ticket)
+
+    def _suits(self, ticket: Ticket) -> bool:
+        return self.shared is ticket.shared and self.policy is ticket.policy and self.session.alive()
 
     def take(self, ticket: Ticket) -> None:
         """Let a ticket hold it."""
@@ -128,6 +128,8 @@ class Ticket:
     state = State.GONE
     yields = False
     """A turn of this process is over: others may go first."""
+    again = False
+    """It holds what it must put back first, for those who wait at the server, and wait for anew."""
     withdrawn = False
     """Called off from elsewhere before it was granted; its session is not used again."""
 
@@ -287,14 +289,26 @@ class Entries:
                 return State.LOST if ticket.state is State.LOST else State.GONE
             entry, hold = ticket.entry, ticket.hold
             assert hold is not None
-            entry.holders.remove(ticket)
-            hold.holders -= 1
+            self._drop(entry, hold, ticket)
             ticket.state = State.GONE
-            if not hold.holders and not self._hand_on(entry, hold):
+            if not (hold.holders or self._hand_on(entry, hold) or self._pass_on(entry, hold)):
                 entry.turn_over = bool(entry.queue)
                 entry.ending += 1
                 ticket.state = State.ENDING
             return ticket.state
+
+    def put_back(self, ticket: Ticket) -> bool:
+        """Note that one that holds a lock `again` asks for it anew; False when it holds it no more."""
+        with self._mutex:
+            if ticket.state is not State.HELD or ticket.hold is None:
+                return False
+            entry = ticket.entry
+            self._drop(entry, ticket.hold, ticket)
+            ticket.hold, ticket.again = None, False
+            ticket.state = State.ASKING
+            entry.head, entry.server_waits = ticket, True
+            self._refuse_single_tries(entry)
+            return True
 
     def ended(self, ticket: Ticket) -> None:
         """Note that the server's unlock is answered or the session is gone."""
@@ -371,9 +385,27 @@ class Entries:
             ticket = entry.queue.popleft()
             hold.take(ticket)
             if not self._wake(ticket, State.HELD):
-                entry.holders.remove(ticket)
-                hold.holders -= 1
+                self._drop(entry, hold, ticket)
         return hold.holders > 0
+
+    def _pass_on(self, entry: Entry, hold: Hold) -> bool:
+        """Let the first of the queue put the lock back, since our turn is over, and wait at the server at once.
+
+        One statement does both: no moment is left in which another process could take the lock twice.
+        """
+        while entry.queue and hold.passes(entry.queue[0]):
+            ticket = entry.queue.popleft()
+            hold.take(ticket)
+            ticket.again = True
+            if self._wake(ticket, State.HELD):
+                return True
+            self._drop(entry, hold, ticket)
+        return False
+
+    @staticmethod
+    def _drop(entry: Entry, hold: Hold, ticket: Ticket) -> None:
+        entry.holders.remove(ticket)
+        hold.holders -= 1
 
     @staticmethod
     def _own(entry: Entry, ticket: Ticket) -> bool:

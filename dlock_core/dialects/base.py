@@ -107,8 +107,18 @@ class Session(Protocol):
     waiter: object
     """What waits here, or did last."""
 
-    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
-        """Ask for the lock: once at 0, else the server waits; False may come early when it rounds."""
+    def acquire(
+        self, name: Any, *, shared: bool, timeout: float | None, label: str | None, again: bool = False
+    ) -> bool:
+        """Ask for the lock: once at 0, else the server waits; False may come early when it rounds.
+
+        Args:
+            name: The server's name of the lock.
+            shared: Whether others may share it.
+            timeout: Seconds; None is no limit.
+            label: What the server is to show for the session meanwhile; None for no change.
+            again: The session holds it, and unlocks it first, in the same statement where the server can.
+        """
         ...
 
     def release(self, name: Any, *, shared: bool) -> bool:
@@ -200,9 +210,19 @@ class ServerDialect(ABC):
 
     @abstractmethod
     def acquire(
-        self, session: ServerSession, name: Any, *, mode: str, scope: Scope, timeout: float | None, label: str | None
+        self,
+        session: ServerSession,
+        name: Any,
+        *,
+        mode: str,
+        scope: Scope,
+        timeout: float | None,
+        label: str | None,
+        again: bool = False,
     ) -> bool:
         """Ask for the lock: once at 0, else the server waits; False may come early when it rounds.
+
+        `again` for one that waits and holds it: it is unlocked first, for those who wait already. In doubt it is not.
 
         Raises:
             DeadlockError: The session holds it already, or was chosen as a deadlock's victim.

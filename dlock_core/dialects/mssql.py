@@ -128,8 +128,18 @@ class MSSQL(ServerDialect):
         session.first(SETTINGS)
 
     def acquire(
-        self, session: ServerSession, name: str, *, mode: str, scope: Scope, timeout: float | None, label: str | None
+        self,
+        session: ServerSession,
+        name: str,
+        *,
+        mode: str,
+        scope: Scope,
+        timeout: float | None,
+        label: str | None,
+        again: bool = False,
     ) -> bool:
+        if again:
+            self.release(session, name, mode=mode, scope=scope, label=None)
         values = {"name": name, "owner": OWNERS[scope], "mode": mode, "milliseconds": _milliseconds(timeout)}
         code = self._ask(session, ACQUIRE, **values)
         if code == NO_TRANSACTION:

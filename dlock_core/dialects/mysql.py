@@ -73,6 +73,11 @@ WAIT_ON_MYSQL = text("""
     SELECT /*+ MAX_EXECUTION_TIME(:milliseconds) */
     CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
 """)
+# The session holds the lock, and lets those go first who wait already; no answer of RELEASE_LOCK is 2.
+AGAIN_ON_MYSQL = text("""
+    SELECT /*+ MAX_EXECUTION_TIME(:milliseconds) */ IF(RELEASE_LOCK(:name) = 2, NULL, GET_LOCK(:name, :seconds))
+""")
+AGAIN_ON_MARIADB = text("SELECT IF(RELEASE_LOCK(:name) = 2, NULL, GET_LOCK(:name, :seconds))")
 WAIT_ON_MARIADB = text("""
     SELECT CASE WHEN IS_USED_LOCK(:name) = CONNECTION_ID() THEN -1 ELSE GET_LOCK(:name, :seconds) END
 """)
@@ -127,12 +132,23 @@ class MySQL(ServerDialect):
         session.first(settings, label=label, idle=None if lease is None else math.ceil(lease))
 
     def acquire(
-        self, session: ServerSession, name: str, *, mode: str, scope: Scope, timeout: float | None, label: str | None
+        self,
+        session: ServerSession,
+        name: str,
+        *,
+        mode: str,
+        scope: Scope,
+        timeout: float | None,
+        label: str | None,
+        again: bool = False,
     ) -> bool:
         try:
-            answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout)
+            answer = session.first(TRY, name=name) if timeout == 0 else _wait(session, name, timeout, again=again)
         except DBAPIError as error:
-            return _not_granted(error)
+            granted = _not_granted(error)
+            if again:  # the limit may have ended the statement before it unlocked
+                session.first(UNLOCK, name=name)
+            return granted
         match answer[0]:
             case 1:
                 return True
@@ -152,14 +168,15 @@ class MySQL(ServerDialect):
         return bool(session.first(HOLDS, name=name)[0])
 
 
-def _wait(session: ServerSession, name: str, timeout: float | None) -> Sequence[int | None]:
+def _wait(session: ServerSession, name: str, timeout: float | None, *, again: bool) -> Sequence[int | None]:
     """Let the server wait; both servers round up to milliseconds, so no wait is early or endless."""
     limit = MAX_SECONDS if timeout is None else min(timeout, MAX_SECONDS)
     milliseconds = max(1, math.ceil(limit * 1000))
     if _is_mariadb(session):
-        return session.first(WAIT_ON_MARIADB, name=name, seconds=milliseconds / 1000)
+        return session.first(AGAIN_ON_MARIADB if again else WAIT_ON_MARIADB, name=name, seconds=milliseconds / 1000)
     # The limit on the statement comes first; the lock's own is there in case the server ignores hints.
-    return session.first(WAIT_ON_MYSQL, name=name, milliseconds=milliseconds, seconds=math.ceil(limit) + 1)
+    statement = AGAIN_ON_MYSQL if again else WAIT_ON_MYSQL
+    return session.first(statement, name=name, milliseconds=milliseconds, seconds=math.ceil(limit) + 1)
 
 
 def _not_granted(error: DBAPIError) -> bool:

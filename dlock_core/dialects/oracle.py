@@ -117,8 +117,18 @@ class Oracle(ServerDialect):
         session.answer(SHOW, label=label)
 
     def acquire(
-        self, session: ServerSession, name: int, *, mode: str, scope: Scope, timeout: float | None, label: str | None
+        self,
+        session: ServerSession,
+        name: int,
+        *,
+        mode: str,
+        scope: Scope,
+        timeout: float | None,
+        label: str | None,
+        again: bool = False,
     ) -> bool:
+        if again:
+            self.release(session, name, mode=mode, scope=scope, label=None)
         values = {"lock_id": name, "lock_mode": MODES[mode], "seconds": _seconds(timeout)}
         values["on_commit"] = int(scope == TRANSACTION)
         if label is None:

@@ -73,6 +73,17 @@ WAIT = _for_each("""
                  AND pg_catalog.set_config('application_name', :label, false) IS NOT NULL
     THEN pg_catalog.pg_advisory_{}(CAST(:name AS bigint)) END
 """)
+# The session holds the lock, and lets those go first who wait already.
+WAIT_AGAIN = {
+    mode: text(f"""
+        SELECT CASE WHEN pg_catalog.pg_advisory_un{function}(CAST(:name AS bigint)) IS NOT NULL
+                     AND pg_catalog.set_config('lock_timeout', :milliseconds, true) IS NOT NULL
+                     AND pg_catalog.set_config('application_name', :label, false) IS NOT NULL
+        THEN pg_catalog.pg_advisory_{function}(CAST(:name AS bigint)) END
+    """)
+    for (mode, scope), function in FUNCTIONS.items()
+    if scope == SESSION
+}
 # In a caller's transaction the limit would outlast the statement: at last it puts the old one back.
 WAIT_ON_CALLERS = _for_each("""
     SELECT CASE WHEN pg_catalog.set_config('lock_timeout', :milliseconds, true) IS NOT NULL
@@ -230,7 +241,15 @@ class PostgreSQL(ServerDialect):
                 raise
 
     def acquire(
-        self, session: ServerSession, name: int, *, mode: str, scope: Scope, timeout: float | None, label: str | None
+        self,
+        session: ServerSession,
+        name: int,
+        *,
+        mode: str,
+        scope: Scope,
+        timeout: float | None,
+        label: str | None,
+        again: bool = False,
     ) -> bool:
         if session.borrowed:
             return self._acquire_on_callers(session, name, (mode, scope), timeout)
@@ -238,9 +257,9 @@ class PostgreSQL(ServerDialect):
             if label is None:
                 return bool(session.first(TRY[mode, scope], name=name)[0])
             return bool(session.first(TRY_SHOWN[mode, scope], name=name, label=label)[0])
-        limit, shown = milliseconds(timeout), label or session.label
+        statement = WAIT_AGAIN[mode] if again else WAIT[mode, scope]
         try:
-            session.first(WAIT[mode, scope], name=name, milliseconds=limit, label=shown)
+            session.first(statement, name=name, milliseconds=milliseconds(timeout), label=label or session.label)
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise

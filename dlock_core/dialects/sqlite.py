@@ -176,7 +176,9 @@ class FileSession(WithoutServer):
         """How many locks it holds, for the watch."""
         return int(self._held is not None)
 
-    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:
+    def acquire(
+        self, name: str, *, shared: bool, timeout: float | None, label: str | None, again: bool = False
+    ) -> bool:
         """Try once; a timeout other than 0 only says that it is a part of a wait."""
         with self._mutex:
             now, waits, asker = time.time(), timeout != 0, id(self.waiter)
@@ -399,7 +401,9 @@ class MemorySession(WithoutServer):
         self.key: str | None = None
         self.since: datetime | None = None
 
-    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:
+    def acquire(
+        self, name: str, *, shared: bool, timeout: float | None, label: str | None, again: bool = False
+    ) -> bool:
         self._locks.fault()
         granted = self._locks.acquire(name, self, shared=shared)
         if self.ended:

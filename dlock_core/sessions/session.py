@@ -216,15 +216,18 @@ class SqlSession:
             sql, parameters, error, dbapi.Error, hide_parameters=True, connection_invalidated=gone, dialect=self.sqla
         )
 
-    def acquire(self, name: Any, *, shared: bool, timeout: float | None, label: str | None) -> bool:
+    def acquire(
+        self, name: Any, *, shared: bool, timeout: float | None, label: str | None, again: bool = False
+    ) -> bool:
         """Ask the server for the lock."""
         wait = self._wait
+        self.locks -= again
         if timeout != 0:
             wait.begin(timeout)
         locks = self._locks
         mode = locks.shared if shared else locks.exclusive
         try:
-            granted = locks.acquire(self, name, mode=mode, scope="session", timeout=timeout, label=label)
+            granted = locks.acquire(self, name, mode=mode, scope="session", timeout=timeout, label=label, again=again)
         except asyncio.CancelledError:
             if not wait.was_answered():
                 raise

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from dlock_core import DeadlockError, LockLostError
+from dlock_core.dialects.mssql import MSSQL
+from dlock_core.sessions.session import SqlSession
 from dlock_core.sessions.watch import Watch
 from tests.pace import promptly
 
@@ -22,6 +24,7 @@ from .persons import AnyLock, Person
 
 # Where there are sessions to count.
 ON_SERVER = pytest.mark.rows(lambda row: row.is_server and row.share_sessions)
+WITH_SOCKET = pytest.mark.rows(lambda row: row.is_server and row.share_sessions and not row.in_memory)
 
 
 def _queue_is(house: House, length: int) -> bool:
@@ -112,7 +115,7 @@ def _begin_turn(holder: Person) -> None:
     ticket.hold.until = time.monotonic() + 5
 
 
-@pytest.mark.rows(lambda row: row.is_server and row.share_sessions and not row.in_memory)  # it takes a socket
+@WITH_SOCKET
 def test_a_turn_ends_after_its_grants(house: House) -> None:
     """The server is asked again after 64 grants, however fast they are."""
     holder, people = house.person(), [house.person() for _ in range(80)]
@@ -129,6 +132,78 @@ def test_a_turn_ends_after_its_grants(house: House) -> None:
     for wait in waits:
         wait.result(20)
     assert sum(one is hold for one in holds) == 64
+
+
+@WITH_SOCKET
+def test_a_process_waits_at_the_server_again_as_its_turn_ends(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last holder's release lets the next one wait on the same session, in one statement where the server can.
+
+    However slowly it runs, no other process can take the lock twice meanwhile.
+    """
+    provider = house.new_provider()
+    entries = provider._coordinator.entries
+    entries._turn_grants = 0
+    one, two, blocker, other = house.person(provider), house.person(provider), house.stranger(), house.stranger()
+    assert blocker.acquire("k")
+    waits = [one.begin("k", timeout=30)]
+    until(lambda: house.witness.waiters() == 1)
+    others = other.begin("k", timeout=30)
+    until(lambda: house.witness.waiters() == 2)
+    waits.append(two.begin("k", timeout=30))
+    until(lambda: entries._awaited)
+    blocker.release()
+    assert waits[0].result(5)
+    asked: list[SqlSession] = []
+    first = SqlSession.first
+
+    def note(session: SqlSession, *arguments: Any, **values: Any) -> Any:
+        if session is ours:
+            asked.append(session)
+        return first(session, *arguments, **values)
+
+    ours = one.locks[0]._ticket.session  # type: ignore[union-attr]
+    monkeypatch.setattr(SqlSession, "first", note)
+    one.release()
+    assert others.result(5)
+    until(lambda: house.witness.waiters() == 1)
+    assert len(asked) == (2 if isinstance(provider._coordinator.locks, MSSQL) else 1)
+    other.release()
+    assert waits[1].result(5)
+    assert two.locks[0]._ticket.session is ours  # type: ignore[union-attr]
+    two.release()
+    assert house.witness.holders() == 0
+
+
+@WITH_SOCKET
+def test_one_that_leaves_as_its_process_turn_ends_leaves_the_lock_free(house: House) -> None:
+    """It is called off before it has put the lock back, so that is done for it."""
+    provider = house.new_provider()
+    coordinator = provider._coordinator
+    coordinator.entries._turn_grants = 0
+    one, two, blocker, other = house.person(provider), house.person(provider), house.stranger(), house.stranger()
+    assert blocker.acquire("k")
+    waits = [one.begin("k", timeout=30)]
+    until(lambda: house.witness.waiters() == 1)
+    others = other.begin("k", timeout=30)
+    until(lambda: house.witness.waiters() == 2)
+    waits.append(two.begin("k", timeout=30))
+    until(lambda: coordinator.entries._awaited)
+    blocker.release()
+    assert waits[0].result(5)
+    [policy] = coordinator._policies.values()
+    policy.wait = raise_in  # type: ignore[method-assign]
+    one.release()
+    assert isinstance(waits[1].exception(5), ZeroDivisionError)
+    assert others.result(5)
+    assert house.witness.waiters() == 0
+    other.release()
+    assert house.witness.holders() == 0
+
+
+def raise_in(ticket: Any) -> bool:
+    """Fail before anything is said to the server."""
+    assert ticket.again
+    raise ZeroDivisionError
 
 
 def test_nothing_is_granted_from_memory_on_a_dead_session(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,13 +283,21 @@ def _add_dialect(core: Core) -> None:  # noqa: C901 - a class, since its base is
             session.first(SETTINGS, lease=lease)
 
         def acquire(
-            self, session: Any, name: Any, *, mode: str, scope: str, timeout: float | None, label: str | None
+            self,
+            session: Any,
+            name: Any,
+            *,
+            mode: str,
+            scope: str,
+            timeout: float | None,
+            label: str | None,
+            again: bool = False,
         ) -> bool:
             shared = mode == self.shared
             try:
                 if timeout == 0:
                     return bool(session.first(TRY, name=name, shared=shared)[0])
-                session.first(WAIT, name=name, shared=shared, seconds=timeout)
+                session.first(WAIT, name=name, shared=shared, seconds=timeout, again=again)
             except failures.DBAPIError as error:
                 if error.connection_invalidated:
                     raise

@@ -138,8 +138,8 @@ MUTANTS: dict[str, Mutant] = {
         ),
         (
             COORDINATOR,
-            "            if not granted and self.entries.leave(ticket) is not State.HELD:  # else",
-            "            if not granted and self.entries.leave(ticket) is not State.HELD and sys.exc_info()[0] is None:  # else",
+            "            if not (granted or ticket.again) and self.entries.leave(ticket) is not State.HELD:\n",
+            "            if not (granted or ticket.again) and self.entries.leave(ticket) is not State.HELD and sys.exc_info()[0] is None:\n",
         ),
     ),
     "F2": _mutant(
@@ -175,7 +175,8 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "hand-on-dead-session": _mutant(
-        "a lock is handed on without a proof of life", (STATE, "            and self.session.alive()\n", "")
+        "a lock is handed on without a proof of life",
+        (STATE, " and self.policy is ticket.policy and self.session.alive()\n", " and self.policy is ticket.policy\n"),
     ),
     "loss-wakes-nobody": _mutant(
         "a loss does not send the next one",
@@ -249,7 +250,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "mode-mixed-up": _mutant(
         "a lock is handed on to one that wants it in another mode",
-        (STATE, "            and self.shared is ticket.shared\n", ""),
+        (STATE, "return self.shared is ticket.shared and ", "return "),
     ),
     "opened-after-close": _mutant(
         "a session that opens while its provider closes lives on",
@@ -358,8 +359,37 @@ MUTANTS: dict[str, Mutant] = {
         "the release of a shared hold forgets one holder",
         (
             STATE,
-            "            hold.holders -= 1\n            ticket.state = State.GONE\n",
-            "            hold.holders = 0\n            ticket.state = State.GONE\n",
+            "            self._drop(entry, hold, ticket)\n            ticket.state = State.GONE\n",
+            "            self._drop(entry, hold, ticket)\n            hold.holders = 0\n            ticket.state = State.GONE\n",
+        ),
+    ),
+    "again-left": _mutant(
+        "one that was to put a lock back leaves as if it had done so",
+        (COORDINATOR, "            if not (granted or ticket.again) and self", "            if not granted and self"),
+        (
+            STATE,
+            "            if before is State.QUEUED:\n",
+            "            if ticket.again:\n                self._drop(ticket.entry, ticket.hold, ticket)\n                ticket.entry.head, before = ticket, State.ASKING\n            if before is State.QUEUED:\n",
+        ),
+    ),
+    "again-too-late": _mutant(
+        "one whose time is over does not put the lock back",
+        (POLICY, "            if late:\n                self._release(session, ticket)\n", ""),
+    ),
+    "again-kept": _mutant(
+        "a lock is waited for anew without being put back",
+        (POLICY, "label=label, again=again\n", "label=label\n"),
+    ),
+    "again-doubted": _mutant(
+        "an error in answer to the second wait leaves the first lock where it is",
+        (POLICY, "        if isinstance(error, ANSWERS) and not again:\n", "        if isinstance(error, ANSWERS):\n"),
+    ),
+    "again-forgotten": _mutant(
+        "whoever puts a lock back asks even if it holds it no more",
+        (
+            POLICY,
+            "                if not self._entries.put_back(ticket):\n",
+            "                if not self._entries.put_back(ticket) and False:\n",
         ),
     ),
 }

@@ -52,6 +52,8 @@ class Provider:
     closes_after: float | None = None
     forgotten: bool = False
     """It becomes garbage at its end, and is not closed."""
+    short_turns: bool = False
+    """It hands no lock on without putting it back at the server first."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ class Theme:
     """How likely the process forks under a lock."""
     often: float = 3.0
     """How many faults there are, on average."""
+    actors: tuple[int, ...] = (2, 2, 3, 3, 4, 6)
+    """How many use locks."""
+    short_turns: bool = False
 
 
 PLAIN = Theme(main=0.4)
@@ -185,6 +190,16 @@ THEMES = (
     Theme(keys="a", closed=0.5),
     Theme(keys="a"),
     Theme(faults=("slow",), apis=("threads",), main=0.3, forks=0.5, often=1),
+    Theme(keys="a", holds=BRIEF, shares=1.0, actors=(4, 6, 8), short_turns=True),
+    Theme(
+        faults=("cancel", "killed", "kill a holder", CANCELLED, UNSUPPORTED, "slow"),
+        keys="a",
+        holds=BRIEF,
+        shares=1.0,
+        closed=0.5,
+        actors=(4, 6, 8),
+        short_turns=True,
+    ),
 )
 
 
@@ -196,7 +211,7 @@ def make_plan(seed: int) -> Plan:
     count = chance.choice((1, 1, 2, 2, 3))
     providers = tuple(_provider(chance, theme, threads=main and number == 0) for number in range(count))
     actors = []
-    for number in range(chance.choice((2, 2, 3, 3, 4, 6))):
+    for number in range(chance.choice(theme.actors)):
         is_main = main and number == 0
         alone = len(providers) == 1
         uses = tuple(_use(chance, theme, theme.keys, alone=alone) for _ in range(chance.choice((1, 2, 2, 3))))
@@ -223,6 +238,7 @@ def _provider(chance: Random, theme: Theme, *, threads: bool) -> Provider:
         lease=chance.choice((None, None, 6.0)) if shares else None,
         closes_after=chance.choice((0.0, 0.001, 0.1, 5.0)) if chance.random() < theme.closes else None,
         forgotten=chance.random() < 0.2 and api == "threads" and not threads,
+        short_turns=theme.short_turns,
     )
 
 

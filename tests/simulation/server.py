@@ -313,6 +313,8 @@ class Server:
 
     def _wait(self, session: ServerSession, call: Call) -> None:
         name, shared, seconds = call.values["name"], call.values["shared"], call.values["seconds"]
+        if call.values["again"]:
+            self._unlock(session, name, shared=shared)
         wait = session.wait = Wait(session, name, shared, call)
         if self._in_circle(session, name):
             self._refuse(wait, DEADLOCK)

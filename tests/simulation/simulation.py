@@ -231,6 +231,8 @@ class Simulation:
             max_sessions=options.max_sessions,
             share_sessions=options.share_sessions,
         )
+        if options.short_turns:
+            provider._coordinator.entries._turn_grants = 0
         home = kind(provider, options, number)
         if isinstance(home, LoopHome):
             self.scheduler.start(home.loop.thread)

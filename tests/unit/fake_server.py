@@ -54,11 +54,16 @@ class FakeSession:
         if self.cut:
             raise LockConnectionError("the session is gone")
 
-    def acquire(self, name: str, *, shared: bool, timeout: float | None, label: str | None) -> bool:
+    def acquire(
+        self, name: str, *, shared: bool, timeout: float | None, label: str | None, again: bool = False
+    ) -> bool:
         with self._statement():
             if self.server.refusal is not None:
                 raise self.server.refusal
             self.fresh = False
+            if again:
+                self.server.holders[name].pop(self)
+                self.server.changed.notify_all()
             if name in self.held:
                 self.server.mistakes.append(f"{name} is asked for on the session that holds it")
             self.waits = timeout != 0

@@ -57,14 +57,14 @@ def test_one_that_leaves_as_it_is_granted_costs_the_next_nothing(locks: LockProv
     coordinator: Coordinator = locks._coordinator
     granted, handed_on = threading.Event(), threading.Event()
     results: dict[str, Any] = {}
+    grant = coordinator.entries.granted
 
     async def main() -> None:
         first, second = locks.alock("k"), locks.alock("k")
-        policy: Any = coordinator._policies[None]
-        policy._granted = pause_after_grant
+        coordinator.entries.granted = pause_after_grant  # type: ignore[method-assign]
         leaver = asyncio.create_task(first.acquire())
         await asyncio.to_thread(granted.wait, 10)
-        policy._granted = coordinator.entries.granted
+        coordinator.entries.granted = grant  # type: ignore[method-assign]
         next_one = asyncio.create_task(second.acquire())
         while not coordinator.entries._awaited:  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -76,7 +76,7 @@ def test_one_that_leaves_as_it_is_granted_costs_the_next_nothing(locks: LockProv
         await second.release()
 
     def pause_after_grant(ticket: Ticket, session: Any) -> bool:
-        answer = coordinator.entries.granted(ticket, session)
+        answer = grant(ticket, session)
         granted.set()
         handed_on.wait(10)
         return answer

@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 from dlock_core import DeadlockError, LockConnectionError, UnsupportedError
 from dlock_core.coordination.contexts import Context, Latch
 from dlock_core.coordination.policy import LoopGate, Policy, Sharing
-from dlock_core.coordination.state import Request, State, Ticket
+from dlock_core.coordination.state import Entries, Request, State, Ticket
 from dlock_core.dialects.base import Session
 from dlock_core.sessions.pool import SessionPool
 from dlock_core.sessions.timeouts import Deadline
@@ -70,12 +70,16 @@ class House:
         self.lost: list[Session] = []
         self.gone: set[Ticket] = set()
         self.pool = SessionPool(lambda _: cast("Session", self.server.open()), self.lost.append, set(), limit)
-        self.policy = Policy(self.pool, self.granted, lambda label: f"dlock {label}", sharing)
+        self.policy = Policy(self.pool, cast("Entries", self), lambda label: f"dlock {label}", sharing)
 
     def granted(self, ticket: Ticket, session: Session) -> bool:
         if ticket in self.gone:
             return False
         ticket.session = session
+        return True
+
+    def put_back(self, ticket: Ticket) -> bool:
+        ticket.again = False
         return True
 
     def ticket(self, asker: Asker, key: str, *, shared: bool = False, fencing: bool = False) -> Ticket:

@@ -11,7 +11,7 @@ import pytest
 
 from dlock_core import DeadlockError
 from dlock_core.coordination.contexts import BLOCKING
-from dlock_core.coordination.policy import Policy
+from dlock_core.coordination.policy import Gate, Place, Policy
 from dlock_core.coordination.state import Entries, Request, State, Ticket
 from dlock_core.sessions.timeouts import Deadline
 
@@ -431,6 +431,77 @@ class TestTurn:
         assert first.yields
         handing.leave(first)
         assert (second.state, second.yields) == (State.ASKING, False)
+
+
+class TestAgain:
+    """At the end of a turn the next one puts the lock back and waits for it anew, where its session may wait."""
+
+    @pytest.fixture
+    def held(self, handing: Entries, clock: Clock, ann: Person) -> Ticket:
+        """A lock that one has waited for at the server, and whose turn is over."""
+        held = ann.hold(handing, "k")
+        assert held.hold is not None
+        held.hold.place = Place(Gate(), spare=True)
+        clock.now += 20
+        return held
+
+    def test_the_next_one_holds_the_lock_until_it_puts_it_back(
+        self, handing: Entries, held: Ticket, ben: Person, cid: Person
+    ) -> None:
+        """From then on it asks, as any head that waits at the server."""
+        queued, single = ben.ask(handing, "k"), cid.ticket("k", once=True)
+        assert handing.release(held) is State.GONE
+        assert (queued.state, queued.again, woken(queued)) == (State.HELD, True, 1)
+        assert handing.held() == [queued]
+        assert handing.put_back(queued)
+        assert (queued.state, queued.again) == (State.ASKING, False)
+        assert not handing.ask(single)
+        assert handing.granted(queued, session())
+        assert handing.held() == [queued]
+
+    def test_one_that_leaves_before_it_has_put_it_back_unlocks(
+        self, handing: Entries, held: Ticket, ben: Person, cid: Person
+    ) -> None:
+        """Or the next one of the queue puts it back in its stead."""
+        first, second = ben.ask(handing, "k"), cid.ask(handing, "k")
+        handing.release(held)
+        assert handing.leave(first) is State.HELD
+        assert handing.release(first) is State.GONE
+        assert not handing.put_back(first)
+        assert second.again
+        assert handing.release(second) is State.ENDING
+
+    def test_one_that_cannot_wake_is_passed_over(
+        self, handing: Entries, held: Ticket, ben: Person, cid: Person
+    ) -> None:
+        """Its event loop is closed."""
+        first, second = ben.ask(handing, "k"), cid.ask(handing, "k")
+        ben.gone = True
+        assert handing.release(held) is State.GONE
+        assert (first.state, second.state, second.again) == (State.GONE, State.HELD, True)
+
+    def test_one_whose_session_dies_first_has_lost_the_lock(self, handing: Entries, held: Ticket, ben: Person) -> None:
+        """As any other to which it was handed on; nothing is put back."""
+        queued = ben.ask(handing, "k")
+        handing.release(held)
+        assert held.session is not None
+        assert [ticket for ticket, _ in handing.lose(held.session)] == [queued]
+        assert not handing.put_back(queued)
+        assert queued.state is State.LOST
+
+    @pytest.mark.parametrize("why", ["dead", "mode", "session", "policy"])
+    def test_else_the_lock_is_unlocked_first(self, handing: Entries, held: Ticket, ben: Person, why: str) -> None:
+        """The session is dead, or not for a wait, or not for this waiter."""
+        ben.policy = "elsewhere" if why == "policy" else ben.policy
+        queued = ben.ask(handing, "k", shared=why == "mode")
+        if why == "dead":
+            hang_up(held.session)
+        elif why == "session":
+            assert held.place is None
+            assert held.hold is not None
+            held.hold.place = Place(Gate(), kept=True)
+        assert handing.release(held) is State.ENDING
+        assert queued.state is State.QUEUED
 
 
 class TestReadersTurn:
