@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +19,15 @@ class Record:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
+        failures = os.environ.get("DLOCK_FAILURES")
+        self._failures = Path(failures) if failures else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add one phase of a test."""
+        """Add one phase of a test, and note a failure where `make test-all` collects them for its last lines."""
         self._seconds[report.nodeid] += report.duration
+        if report.failed and self._failures is not None:
+            with self._failures.open("a") as noted:
+                noted.write(f"FAILED {report.nodeid} ({report.when}): {str(report.longrepr)[-800:]}\n\n")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the figures, when there are enough tests for them to mean something."""

@@ -416,7 +416,7 @@ class Policy:
                 self._release(session, ticket)
         except BaseException as error:
             if session is not None:
-                self._clean_up(place, ticket, session, error, again=again)
+                self._clean_up(place, ticket, session, error)
             if session is None or fresh or session.silent or not connection_lost(error):
                 raise
             return None  # it had ended while it was idle
@@ -429,9 +429,9 @@ class Policy:
             if not place.kept:
                 self._leave(place)
 
-    def _clean_up(self, place: Place, ticket: Ticket, session: Session, error: BaseException, *, again: bool) -> None:
+    def _clean_up(self, place: Place, ticket: Ticket, session: Session, error: BaseException) -> None:
         """After an answer, unlock what the server may have granted all the same; else end the session."""
-        if isinstance(error, ANSWERS) and not again:
+        if isinstance(error, ANSWERS):
             return  # the session is sound, and keeps what else it holds
         if place.held.get(ticket.request.name) is ticket:
             del place.held[ticket.request.name]

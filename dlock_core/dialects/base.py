@@ -222,7 +222,8 @@ class ServerDialect(ABC):
     ) -> bool:
         """Ask for the lock: once at 0, else the server waits; False may come early when it rounds.
 
-        `again` for one that waits and holds it: it is unlocked first, for those who wait already. In doubt it is not.
+        With `again` the session holds it, and unlocks it first, so that those go first who wait already; before it
+        raises what is the server's own answer, too.
 
         Raises:
             DeadlockError: The session holds it already, or was chosen as a deadlock's victim.

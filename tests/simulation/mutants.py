@@ -380,10 +380,6 @@ MUTANTS: dict[str, Mutant] = {
         "a lock is waited for anew without being put back",
         (POLICY, "label=label, again=again\n", "label=label\n"),
     ),
-    "again-doubted": _mutant(
-        "an error in answer to the second wait leaves the first lock where it is",
-        (POLICY, "        if isinstance(error, ANSWERS) and not again:\n", "        if isinstance(error, ANSWERS):\n"),
-    ),
     "again-forgotten": _mutant(
         "whoever puts a lock back asks even if it holds it no more",
         (
@@ -399,13 +395,17 @@ SEEN = {
     "D6": 5092,
     "E1": 3579,
     "F2-signal": 5266,
-    "cancelled-wait": 676,
+    "again-forgotten": 15815,
+    "again-left": 19537,
+    "again-too-late": 2517,
+    "cancelled-wait": 1430,
     "doubt-kept": 2726,
-    "grant-on-dead-session": 7652,
-    "hand-on-dead-session": 3060,
+    "grant-on-dead-session": 7963,
+    "hand-on-dead-session": 3289,
     "no-cycles": 1597,
-    "no-heartbeat": 613,
-    "owner-read-twice": 922,
+    "no-deadline": 4564,
+    "own-name-again": 467,
+    "owner-read-twice": 530,
     "stuck-jobs": 1854,
 }
 """Seeds that showed a rare defect the last time, to be tried first."""
