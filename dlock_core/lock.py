@@ -39,7 +39,7 @@ __all__ = ["UNSET", "AsyncLock", "BaseLock", "Lock", "LockObject", "Unset"]
 log = logging.getLogger("dlock")
 
 # Where an acquisition is under way, and where it came to something.
-PENDING = (State.QUEUED, State.ASKING)
+PENDING = (State.QUEUED, State.PASSED, State.ASKING)
 GRANTED = (State.HELD, State.LOST)
 
 

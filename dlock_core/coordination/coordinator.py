@@ -192,7 +192,9 @@ class Coordinator:
         if self._closed:
             raise self._state_error(ticket, "this lock provider was closed")
         if ticket.withdrawn:
-            raise self._state_error(ticket, "close() was called while acquire() was under way")
+            called_off = self._state_error(ticket, "close() was called while acquire() was under way")
+            self._abandon(ticket, called_off)  # a lock may have been passed to it
+            raise called_off
         return False
 
     @staticmethod
@@ -203,7 +205,7 @@ class Coordinator:
         """Wait for our turn in this process; False when time is over."""
         assert ticket.latch is not None
         if not ticket.latch.wait(Deadline(ANSWER_SECONDS) if ticket.once else ticket.deadline):
-            return self.entries.leave(ticket) is State.HELD
+            return self.entries.leave(ticket) in (State.HELD, State.PASSED)
         return ticket.state is not State.GONE
 
     def _ask(self, ticket: Ticket) -> bool:
@@ -227,7 +229,7 @@ class Coordinator:
                 raise
             raise ours from error
         finally:
-            # Else it holds the lock as it is called away, or held it `again`.
+            # Else it holds the lock as it is called away, or has not put it back.
             if not (granted or ticket.again) and self.entries.leave(ticket) is not State.HELD:
                 ticket.policy.settle(ticket, reusable=reusable)
         return granted
@@ -244,7 +246,7 @@ class Coordinator:
 
         ticket.lock = None  # its user never had it, and hears of no loss
         before = self.entries.leave(ticket)
-        if before is State.HELD:
+        if before in (State.HELD, State.PASSED):
             before = self.entries.release(ticket)
         if before is State.ENDING:
             ticket.context.afterwards(unlock)

@@ -52,6 +52,8 @@ class State(Enum):
 
     QUEUED = auto()
     ASKING = auto()
+    PASSED = auto()
+    """It holds what it must put back first, for those who wait at the server."""
     HELD = auto()
     ENDING = auto()
     LOST = auto()
@@ -90,14 +92,14 @@ class Hold:
     def _suits(self, ticket: Ticket) -> bool:
         return self.shared is ticket.shared and self.policy is ticket.policy and self.session.alive()
 
-    def take(self, ticket: Ticket) -> None:
+    def take(self, ticket: Ticket, state: State = State.HELD) -> None:
         """Let a ticket hold it."""
         self.holders += 1
         self.grants -= 1
         ticket.hold = self
         ticket.session = self.session
         ticket.place = self.place
-        ticket.state = State.HELD
+        ticket.state = state
         ticket.entry.holders.append(ticket)
 
 
@@ -129,7 +131,7 @@ class Ticket:
     yields = False
     """A turn of this process is over: others may go first."""
     again = False
-    """It holds what it must put back first, for those who wait at the server, and wait for anew."""
+    """The lock was passed to it, and it has not put it back yet."""
     withdrawn = False
     """Called off from elsewhere before it was granted; its session is not used again."""
 
@@ -266,7 +268,7 @@ class Entries:
             return True
 
     def leave(self, ticket: Ticket, *, withdrawn: bool = False) -> State:
-        """Stop asking or queueing, and tell from where; HELD must be released instead."""
+        """Stop asking or queueing, and tell from where; HELD and PASSED must be released instead."""
         with self._mutex:
             before = ticket.state
             if before is State.QUEUED:
@@ -276,6 +278,7 @@ class Entries:
                 ticket.entry.head = None
                 ticket.entry.server_waits = False
             else:
+                ticket.withdrawn = ticket.withdrawn or (withdrawn and before is State.PASSED)
                 return before
             ticket.state = State.GONE
             ticket.withdrawn = withdrawn
@@ -285,7 +288,7 @@ class Entries:
     def release(self, ticket: Ticket) -> State:
         """Stop holding. When the ticket is ENDING, the caller must unlock; GONE is done, LOST was lost."""
         with self._mutex:
-            if ticket.state is not State.HELD:
+            if ticket.state not in (State.HELD, State.PASSED):
                 return State.LOST if ticket.state is State.LOST else State.GONE
             entry, hold = ticket.entry, ticket.hold
             assert hold is not None
@@ -298,9 +301,9 @@ class Entries:
             return ticket.state
 
     def put_back(self, ticket: Ticket) -> bool:
-        """Note that one that holds a lock `again` asks for it anew; False when it holds it no more."""
+        """Note that one to which a lock was passed asks for it anew; False when it was lost or called off."""
         with self._mutex:
-            if ticket.state is not State.HELD or ticket.hold is None:
+            if ticket.state is not State.PASSED or ticket.withdrawn or ticket.hold is None:
                 return False
             entry = ticket.entry
             self._drop(entry, ticket.hold, ticket)
@@ -350,7 +353,7 @@ class Entries:
     def held(self) -> list[Ticket]:
         """Return the tickets that hold a lock now."""
         with self._mutex:
-            return [ticket for entry in self._entries.values() for ticket in entry.holders]
+            return [t for entry in self._entries.values() for t in entry.holders if t.state is State.HELD]
 
     def held_since(self, moment: float) -> list[Ticket]:
         """Return the tickets that hold a lock which the server granted before a moment of the monotonic clock."""
@@ -395,9 +398,9 @@ class Entries:
         """
         while entry.queue and hold.passes(entry.queue[0]):
             ticket = entry.queue.popleft()
-            hold.take(ticket)
+            hold.take(ticket, State.PASSED)
             ticket.again = True
-            if self._wake(ticket, State.HELD):
+            if self._wake(ticket, State.PASSED):
                 return True
             self._drop(entry, hold, ticket)
         return False

@@ -238,7 +238,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "granted-meanwhile": _mutant(
         "a lock that was granted to an asker that was called away is kept",
-        (COORDINATOR, "        if before is State.HELD:\n            before = self.entries.release(ticket)\n", ""),
+        (COORDINATOR, "        if before in (State.HELD, State.PASSED):\n            before = self.entries.release(ticket)\n", ""),
     ),
     "loss-untold": _mutant(
         "on_lost is not called",
@@ -363,15 +363,6 @@ MUTANTS: dict[str, Mutant] = {
             "            self._drop(entry, hold, ticket)\n            hold.holders = 0\n            ticket.state = State.GONE\n",
         ),
     ),
-    "again-left": _mutant(
-        "one that was to put a lock back leaves as if it had done so",
-        (COORDINATOR, "            if not (granted or ticket.again) and self", "            if not granted and self"),
-        (
-            STATE,
-            "            if before is State.QUEUED:\n",
-            "            if ticket.again:\n                self._drop(ticket.entry, ticket.hold, ticket)\n                ticket.entry.head, before = ticket, State.ASKING\n            if before is State.QUEUED:\n",
-        ),
-    ),
     "again-too-late": _mutant(
         "one whose time is over does not put the lock back",
         (POLICY, "            if late:\n                self._release(session, ticket)\n", ""),
@@ -396,7 +387,6 @@ SEEN = {
     "E1": 3579,
     "F2-signal": 5266,
     "again-forgotten": 15815,
-    "again-left": 19537,
     "again-too-late": 2517,
     "cancelled-wait": 1430,
     "doubt-kept": 2726,

@@ -371,9 +371,11 @@ class Server:
     def cancel(self, session: ServerSession, meant: int) -> None:
         """Cancel what a session does: its wait, or a statement that is still on its way through the server.
 
-        It was meant for the statement that was the last one so far, by its number.
+        It was meant for the statement that was the last one so far, by its number, or for a wait that was to follow.
         """
         self._note(f"session {session.number}: a cancel arrives")
+        call = session.connection.call
+        meant += call is not None and call.statement == "wait" and call.sent_before == meant
         if session.alive and session.connection.sent != meant:
             self.scheduler.fail(f"a cancel comes to session {session.number} after its next statement")
         if session.wait is not None:

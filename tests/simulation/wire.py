@@ -80,6 +80,8 @@ class Call:
         self.answered = False
         self.killed = False
         """The server has been told to cancel it."""
+        self.sent_before = 0
+        """How many statements had been sent on its session before it."""
         self.victims_sent = 0
         """Of a kill: how many statements the session had sent that it is for."""
 
@@ -180,6 +182,7 @@ class Connection:
         if self.gone:
             raise OperationalError(GONE)
         call = self.call = self._call(statement, values)
+        call.sent_before = self.sent
         self.sent += statement != "unlock"
         try:
             self.server.send(self, call)

@@ -451,8 +451,8 @@ class TestAgain:
         """From then on it asks, as any head that waits at the server."""
         queued, single = ben.ask(handing, "k"), cid.ticket("k", once=True)
         assert handing.release(held) is State.GONE
-        assert (queued.state, queued.again, woken(queued)) == (State.HELD, True, 1)
-        assert handing.held() == [queued]
+        assert (queued.state, queued.again, woken(queued)) == (State.PASSED, True, 1)
+        assert handing.held() == []
         assert handing.put_back(queued)
         assert (queued.state, queued.again) == (State.ASKING, False)
         assert not handing.ask(single)
@@ -465,11 +465,20 @@ class TestAgain:
         """Or the next one of the queue puts it back in its stead."""
         first, second = ben.ask(handing, "k"), cid.ask(handing, "k")
         handing.release(held)
-        assert handing.leave(first) is State.HELD
+        assert handing.leave(first) is State.PASSED
         assert handing.release(first) is State.GONE
         assert not handing.put_back(first)
         assert second.again
         assert handing.release(second) is State.ENDING
+
+    def test_one_that_is_called_off_does_not_wait_anew(self, handing: Entries, held: Ticket, ben: Person) -> None:
+        """It finds that out itself, and releases what it has."""
+        queued = ben.ask(handing, "k")
+        handing.release(held)
+        assert handing.leave(queued, withdrawn=True) is State.PASSED
+        assert queued.withdrawn
+        assert not handing.put_back(queued)
+        assert handing.release(queued) is State.ENDING
 
     def test_one_that_cannot_wake_is_passed_over(
         self, handing: Entries, held: Ticket, ben: Person, cid: Person
@@ -478,7 +487,7 @@ class TestAgain:
         first, second = ben.ask(handing, "k"), cid.ask(handing, "k")
         ben.gone = True
         assert handing.release(held) is State.GONE
-        assert (first.state, second.state, second.again) == (State.GONE, State.HELD, True)
+        assert (first.state, second.state, second.again) == (State.GONE, State.PASSED, True)
 
     def test_one_whose_session_dies_first_has_lost_the_lock(self, handing: Entries, held: Ticket, ben: Person) -> None:
         """As any other to which it was handed on; nothing is put back."""
