@@ -238,7 +238,11 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "granted-meanwhile": _mutant(
         "a lock that was granted to an asker that was called away is kept",
-        (COORDINATOR, "        if before in (State.HELD, State.PASSED):\n            before = self.entries.release(ticket)\n", ""),
+        (
+            COORDINATOR,
+            "        if before in (State.HELD, State.PASSED):\n            before = self.entries.release(ticket)\n",
+            "",
+        ),
     ),
     "loss-untold": _mutant(
         "on_lost is not called",
