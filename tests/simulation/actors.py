@@ -326,6 +326,17 @@ def _verify(simulation: Simulation, hold: Hold) -> None:
         simulation.witness.raised(hold, error, nested=True)
 
 
+def _disowned(lock: Any) -> bool:
+    """Disown a lock; False when it is lost."""
+    try:
+        lock.disown()
+    except Exception:
+        if not lock.lost:
+            raise
+        return False
+    return True
+
+
 def _end(simulation: Simulation, hold: Hold) -> None:
     lock, home = hold.lock, hold.home
     hold.ending = True
@@ -334,8 +345,7 @@ def _end(simulation: Simulation, hold: Hold) -> None:
     match hold.use.ending:
         case "garbage" if hold.use.closed_after is None:
             simulation.drop(hold, "lock")
-        case "elsewhere" if lock.held and not hold.closing:
-            lock.disown()
+        case "elsewhere" if lock.held and not hold.closing and _disowned(lock):
             simulation.start(home, "releaser", partial(_close, simulation, hold, lock))
         case "close":
             home.do(lock.close())

@@ -211,6 +211,9 @@ class Server:
         session.busy = True
         if fault is not None and fault.kind in {DENIED, CANCELLED, UNSUPPORTED}:
             self.errors[fault.kind] += 1
+            if call.statement == "ping":  # several in a row are no sign of life
+                connection.refused_pings += 1
+                self._harm(connection, "pings refused", connection.refused_pings > 2)
             if call.statement == "kill":  # then the wait is ended with its session
                 self._harm(self.sessions[call.values["number"] - 1].connection, "not killed")
             self._answer(session, call, None, fault.kind)

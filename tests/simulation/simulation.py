@@ -199,9 +199,10 @@ class Simulation:
             else:
                 self._close(home)
         if any(home.provider is None for home in self.homes):
-            self._rest(8.0)
-            self._collect()
-            gc.collect()  # a collection inside a collection, as at a step of a finaliser, does nothing
+            for _ in range(2):  # the watch may refer to it during a round
+                self._rest(8.0)
+                self._collect()
+                gc.collect()  # a collection inside a collection, as at a step of a finaliser, does nothing
         self._rest(15.0)
         for session in self.server.living():
             self.scheduler.fail(f"session {session.number} is open after the end of its provider")
@@ -219,7 +220,7 @@ class Simulation:
         """Let everything settle; a fault, which may come only now, takes longer."""
         frozen = self.scheduler.frozen
         self.sleep(seconds)
-        if self.server.harmed or self.scheduler.frozen > frozen:
+        if self.server.harmed or self.scheduler.frozen > frozen or any(home.blocked for home in self.homes):
             self.sleep(SETTLED)
 
     def _home(self, number: int, options: Provider) -> Home:

@@ -151,6 +151,7 @@ class Connection:
         """The server's end has been seen."""
         self.hung_up_at = inf
         """When, by the seconds that the process was awake."""
+        self.refused_pings = 0
         self.broken = False
         """A statement was left before its answer came."""
         self.watchers: list[Event] = []
