@@ -377,9 +377,8 @@ class Server:
         It was meant for the statement that was the last one so far, by its number, or for a wait that was to follow.
         """
         self._note(f"session {session.number}: a cancel arrives")
-        call = session.connection.call
-        meant += call is not None and call.statement == "wait" and call.sent_before == meant
-        if session.alive and session.connection.sent != meant:
+        sent, last = session.connection.sent, session.connection.last
+        if session.alive and not (sent == meant or (sent == meant + 1 and last == "wait")):
             self.scheduler.fail(f"a cancel comes to session {session.number} after its next statement")
         if session.wait is not None:
             self._refuse(session.wait, CANCELLED)

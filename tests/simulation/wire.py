@@ -80,8 +80,6 @@ class Call:
         self.answered = False
         self.killed = False
         """The server has been told to cancel it."""
-        self.sent_before = 0
-        """How many statements had been sent on its session before it."""
         self.victims_sent = 0
         """Of a kill: how many statements the session had sent that it is for."""
 
@@ -146,6 +144,8 @@ class Connection:
         self.call: Call | None = None
         self.sent = 0
         """How many statements so far, but for unlocks, which are repeated when a cancel hits them."""
+        self.last = ""
+        """The last of these."""
         self.closed = False
         self.hung_up = False
         """The server's end has been seen."""
@@ -183,8 +183,8 @@ class Connection:
         if self.gone:
             raise OperationalError(GONE)
         call = self.call = self._call(statement, values)
-        call.sent_before = self.sent
-        self.sent += statement != "unlock"
+        if statement != "unlock":
+            self.sent, self.last = self.sent + 1, statement
         try:
             self.server.send(self, call)
             row = self._wait(call)
