@@ -235,6 +235,16 @@ def test_sql_server_waits_milliseconds(timeout: float | None, asked: int) -> Non
 
 
 @pytest.mark.parametrize(
+    ("timeout", "asked"), [(0.0001, "1"), (0.0011, "2"), (1.5, "1500"), (None, "0"), (10**9, str(2**31 - 1))]
+)
+def test_postgresql_waits_milliseconds(timeout: float | None, asked: str) -> None:
+    """Rounded up, since 0 would be no limit."""
+    from dlock_core.dialects.postgresql import milliseconds
+
+    assert milliseconds(timeout) == asked
+
+
+@pytest.mark.parametrize(
     ("timeout", "asked"), [(0, 0), (0.2, 1), (1, 1), (1.5, 2), (None, 32767), (32767, 32766), (10**9, 32766)]
 )
 def test_oracle_waits_whole_seconds(timeout: float | None, asked: int) -> None:
