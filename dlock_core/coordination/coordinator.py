@@ -258,7 +258,7 @@ class Coordinator:
     def withdraw(self, ticket: Ticket) -> bool:
         """Call off an acquisition that is under way, from another thread; False when it holds by now, or is over.
 
-        Its session is never used again then, so it may be interrupted as often as need be.
+        The interrupt ends no wait but its own, so it may be repeated as often as need be.
         """
         ticket.disown()
         if self.entries.leave(ticket, withdrawn=True) is State.QUEUED:

@@ -134,6 +134,23 @@ def test_a_turn_ends_after_its_grants(house: House) -> None:
     assert sum(one is hold for one in holds) == 64
 
 
+def _before_the_end_of_a_turn(house: House, provider: Any) -> tuple[Person, Person, Person, Any, Any]:
+    """Let one of a provider hold what it waited for; a stranger waits behind it, and in memory the next of its own."""
+    entries = provider._coordinator.entries
+    entries._turn_grants = 0
+    one, two, blocker, other = house.person(provider), house.person(provider), house.stranger(), house.stranger()
+    assert blocker.acquire("k")
+    granted = one.begin("k", timeout=30)
+    until(lambda: house.witness.waiters() == 1)
+    others = other.begin("k", timeout=30)
+    until(lambda: house.witness.waiters() == 2)
+    next_of_ours = two.begin("k", timeout=30)
+    until(lambda: entries._awaited)
+    blocker.release()
+    assert granted.result(5)
+    return one, two, other, next_of_ours, others
+
+
 @WITH_SOCKET
 def test_a_process_waits_at_the_server_again_as_its_turn_ends(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last holder's release lets the next one wait on the same session, in one statement where the server can.
@@ -141,18 +158,7 @@ def test_a_process_waits_at_the_server_again_as_its_turn_ends(house: House, monk
     However slowly it runs, no other process can take the lock twice meanwhile.
     """
     provider = house.new_provider()
-    entries = provider._coordinator.entries
-    entries._turn_grants = 0
-    one, two, blocker, other = house.person(provider), house.person(provider), house.stranger(), house.stranger()
-    assert blocker.acquire("k")
-    waits = [one.begin("k", timeout=30)]
-    until(lambda: house.witness.waiters() == 1)
-    others = other.begin("k", timeout=30)
-    until(lambda: house.witness.waiters() == 2)
-    waits.append(two.begin("k", timeout=30))
-    until(lambda: entries._awaited)
-    blocker.release()
-    assert waits[0].result(5)
+    one, two, other, next_of_ours, others = _before_the_end_of_a_turn(house, provider)
     asked: list[SqlSession] = []
     first = SqlSession.first
 
@@ -168,7 +174,7 @@ def test_a_process_waits_at_the_server_again_as_its_turn_ends(house: House, monk
     until(lambda: house.witness.waiters() == 1)
     assert len(asked) == (2 if isinstance(provider._coordinator.locks, MSSQL) else 1)
     other.release()
-    assert waits[1].result(5)
+    assert next_of_ours.result(5)
     assert two.locks[0]._ticket.session is ours  # type: ignore[union-attr]
     two.release()
     assert house.witness.holders() == 0
@@ -178,22 +184,11 @@ def test_a_process_waits_at_the_server_again_as_its_turn_ends(house: House, monk
 def test_one_that_leaves_as_its_process_turn_ends_leaves_the_lock_free(house: House) -> None:
     """It is called off before it has put the lock back, so that is done for it."""
     provider = house.new_provider()
-    coordinator = provider._coordinator
-    coordinator.entries._turn_grants = 0
-    one, two, blocker, other = house.person(provider), house.person(provider), house.stranger(), house.stranger()
-    assert blocker.acquire("k")
-    waits = [one.begin("k", timeout=30)]
-    until(lambda: house.witness.waiters() == 1)
-    others = other.begin("k", timeout=30)
-    until(lambda: house.witness.waiters() == 2)
-    waits.append(two.begin("k", timeout=30))
-    until(lambda: coordinator.entries._awaited)
-    blocker.release()
-    assert waits[0].result(5)
-    [policy] = coordinator._policies.values()
+    one, _, other, next_of_ours, others = _before_the_end_of_a_turn(house, provider)
+    [policy] = provider._coordinator._policies.values()
     policy.wait = raise_in  # type: ignore[method-assign]
     one.release()
-    assert isinstance(waits[1].exception(5), ZeroDivisionError)
+    assert isinstance(next_of_ours.exception(5), ZeroDivisionError)
     assert others.result(5)
     assert house.witness.waiters() == 0
     other.release()

@@ -21,8 +21,6 @@ __all__ = ["Hold", "Witness"]
 VISIBLE = 2.5
 # How long an acquisition may take beyond its timeout: in peace, and when the server or the network fails.
 PATIENCE, MORE_PATIENCE = 1.0, 45.0
-# A single try waits so long for an answer that others await, in seconds.
-ANSWER = 10.0
 # Nobody waits longer than this for an answer that should be there; a process that is frozen does.
 PATIENT = 5.0
 # How old a proof of life may be for a lock that is handed on.
@@ -212,8 +210,6 @@ class Witness:
         late = took - (self.scheduler.frozen - frozen)
         if timeout is not None:
             most = timeout + (MORE_PATIENCE if self.server.harmed or self.scheduler.frozen else PATIENCE + self.slow)
-            if timeout == 0 and not hold.home.options.share_sessions:
-                most += ANSWER  # an unlock may be on its way behind its owner's wait
             if late > most:
                 self.scheduler.fail(f"{hold} took {took:.3f} s instead of {timeout}")
             if not granted and took < timeout - 1e-6:

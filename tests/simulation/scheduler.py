@@ -21,7 +21,7 @@ __all__ = ["NOBODY", "Failure", "Scheduler", "Thread", "scheduler", "use"]
 EPOCH = 1_000_000.0
 # How long one step takes, and how many there may be.
 STEP_SECONDS = 0.000_002
-STEPS = 1_000_000
+STEPS = 400_000
 # A thread goes on for so many steps on average; one of these holds for a whole schedule.
 GAPS = (1, 2, 4, 10, 40)
 # How often a turn also takes time, and how long: a machine has other work.

@@ -194,11 +194,11 @@ class Server:
         here.step()
         if self.down:
             unreachable()
-        meant = session.connection.sent
+        meant, idle = session.connection.sent, session.connection.call is None
         for last in (False, True):
             pause(self.random.choice((0.0, 0.002, 0.02, 0.2)), "the server to cancel", task=in_task)
             if not last:
-                self.cancel(session, meant)
+                self.cancel(session, meant, before_wait=idle)
         here.step()
 
     # What the server does.
@@ -245,6 +245,8 @@ class Server:
     ) -> None:
         session.heard = self.scheduler.now
         session.busy = False
+        if call.statement == "ping" and error is None:
+            session.connection.refused_pings = 0
         self._note(f"session {session.number}: {call.statement} {_shown(call)} -> {error or row}")
         connection = session.connection
         self._later(lambda: self._over(connection, lambda: call.answer(row, error)))
@@ -371,14 +373,16 @@ class Server:
             self._advance(wait.name)
         self._answer(wait.session, wait.call, None, error)
 
-    def cancel(self, session: ServerSession, meant: int) -> None:
+    def cancel(self, session: ServerSession, meant: int, *, before_wait: bool = False) -> None:
         """Cancel what a session does: its wait, or a statement that is still on its way through the server.
 
-        It was meant for the statement that was the last one so far, by its number, or for a wait that was to follow.
+        It was meant for the statement that was the last one so far, by its number; or, where nothing was under way, for
+        a wait that was about to be sent.
         """
         self._note(f"session {session.number}: a cancel arrives")
         sent, last = session.connection.sent, session.connection.last
-        if session.alive and not (sent == meant or (sent == meant + 1 and last == "wait")):
+        its_wait = before_wait and last == "wait" and sent == meant + 1
+        if session.alive and sent != meant and not its_wait:
             self.scheduler.fail(f"a cancel comes to session {session.number} after its next statement")
         if session.wait is not None:
             self._refuse(session.wait, CANCELLED)

@@ -220,7 +220,7 @@ class Simulation:
         """Let everything settle; a fault, which may come only now, takes longer."""
         frozen = self.scheduler.frozen
         self.sleep(seconds)
-        if self.server.harmed or self.scheduler.frozen > frozen or any(home.blocked for home in self.homes):
+        if self.server.harmed or self.scheduler.frozen > frozen:
             self.sleep(SETTLED)
 
     def _home(self, number: int, options: Provider) -> Home:
